@@ -210,3 +210,52 @@ def compute_cleanup() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+# --------------------------------------------------------------------------- what the machine can do
+
+
+def compile_problem(device_type: str) -> str | None:
+    """Why `torch.compile` cannot work here, or None. On CPU it needs a C++ compiler and Python's headers."""
+    import shutil
+    import sysconfig
+
+    if device_type == "mps":
+        return "torch.compile is not used on MPS"
+    if device_type == "cpu":
+        if not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+            return "no C++ compiler (on Debian: apt-get install g++)"
+        if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+            return "Python's headers are missing (on Debian: apt-get install python3-dev)"
+    return None
+
+
+def measure_matmul_flops(device, dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of a large matrix product, measured here and now: the yardstick that utilisation is quoted against."""
+    import time
+
+    import torch
+
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+
+    def one() -> float:
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    one()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        times.append(one())
+    return 2 * n**3 / min(times)
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory that this process has had."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

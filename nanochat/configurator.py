@@ -1,0 +1,131 @@
+"""A dataclass becomes a command line: defaults in the code, then a TOML preset, then flags.
+
+Every script ends in
+
+    if __name__ == "__main__":
+        configurator.main(main, Config)
+
+and then understands
+
+    python -m scripts.base_train --depth=6 --device-batch-size 8
+    python -m scripts.base_train runs/pocket.toml --depth=6
+
+A preset holds a table `[all]` for fields that several scripts have, and a table for each script by its name
+(`[base_train]`); a flat TOML file gives fields directly. Unknown keys and flags are refused with the nearest name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nanochat.common import UserError, compute_cleanup
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+C = TypeVar("C")
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file; a missing or malformed one is a `UserError` that names it."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"preset {path} does not exist: see runs/ for those that come with nanochat") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"preset {path} is not valid TOML: {e}") from None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`nearest("dept", ["depth", "seed"]) -> "; did you mean 'depth'?"` (empty when nothing is near)."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value may stand in a field of this type (an int may stand for a float, a list for a tuple)."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _fits(value, arguments[0])
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def preset_values(config_class: type, preset: dict[str, Any], section: str, path: str | Path) -> dict[str, Any]:
+    """The fields that `preset` sets for the script `section`.
+
+    `{"all": {"seed": 1, "vocab_size": 5}, "base_train": {"depth": 4}}` gives base_train `{"seed": 1, "depth": 4}`:
+    a key of `[all]` goes to the scripts that have such a field, a key of a script's own table must fit.
+    """
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(config_class)}
+    has_tables = any(isinstance(v, dict) for v in preset.values())
+    own = preset.get(section, {}) if has_tables else preset
+    shared = {k: v for k, v in preset.get("all", {}).items() if k in fields} if has_tables else {}
+    values = {}
+    for key, value in {**shared, **own}.items():
+        if key not in fields:
+            raise UserError(f"{path}: {section} has no setting '{key}'{nearest(key, list(fields))}")
+        if not _fits(value, fields[key]):
+            kind = getattr(fields[key], "__name__", str(fields[key]))
+            raise UserError(f"{path}: {section}.{key} = {value!r} is not of type {kind}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def parse(config_class: type[C], argv: Sequence[str], section: str) -> C:
+    """`argv` (without the program's name) as an instance of `config_class`. Exits through tyro on `--help`."""
+    import tyro
+
+    arguments = list(argv)
+    default = {}
+    if arguments and arguments[0].endswith(".toml"):
+        path = arguments.pop(0)
+        default = preset_values(config_class, load_toml(path), section, path)
+    names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    for argument in arguments:  # tyro refuses these too, but in a box of ten lines
+        name = argument[2:].split("=")[0].replace("-", "_")
+        if argument.startswith("--") and name not in (*names, "help") and name.removeprefix("no_") not in names:
+            raise UserError(f"{section} has no flag '{argument}'{nearest(name, names)} (--help lists all)")
+    return tyro.cli(config_class, args=arguments, default=config_class(**default), prog=section, use_underscores=True)
+
+
+def main(run: Callable[[C], None], config_class: type[C]) -> None:
+    """Parse the command line, run, and turn what a person can mend into one line and a non-zero exit status."""
+    section = Path(sys.argv[0]).stem
+    try:
+        run(parse(config_class, sys.argv[1:], section))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        print(f"error: the disk is full ({e.filename or 'while writing'}): free some space or point NANOCHAT_BASE_DIR "
+              "elsewhere; the last finished checkpoint is intact", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if "torch" in sys.modules:
+            compute_cleanup()

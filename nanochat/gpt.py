@@ -1,0 +1,290 @@
+"""The model: a GPT with rotary positions, QK norm, ReLU² and no frills. One file, readable from top to bottom.
+
+Rotary embeddings instead of learned positions, RMSNorm without parameters (also right after the embedding), untied
+`wte` and `lm_head`, no biases, grouped-query attention, logits soft-capped at 15 in float32. This is the form that
+`transformers` knows as `NanoChatForCausalLM`.
+
+    model = GPT(GPTConfig(n_layer=4, n_head=2, n_kv_head=2, n_embd=256, vocab_size=1024, sequence_len=256))
+    model.init_weights()
+    logits = model(ids)                      # (B, T) -> (B, T, vocab_size) float32
+    loss = model(ids, targets)               # mean over targets that are not -1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.attention import attend, cache_mask, document_mask
+from nanochat.common import UserError
+from nanochat.optim import Group, Optimizer
+
+if TYPE_CHECKING:  # the engine is a floor above: the model knows only the shape of its cache
+    from typing import Protocol
+
+    class Cache(Protocol):
+        def positions(self, T: int) -> Tensor: ...
+        def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+        def advance(self, T: int) -> None: ...
+
+
+LOGIT_CAP = 15.0
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. Impossible sizes are refused here, before anything is allocated."""
+
+    sequence_len: int = 2048
+    vocab_size: int = 65536
+    n_layer: int = 12
+    n_head: int = 6
+    n_kv_head: int = 6  # GQA when smaller than n_head
+    n_embd: int = 768
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"{name}={value} is impossible: it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
+                            "choose a width that is a multiple of the number of heads (or set --head_dim)")
+        if self.n_head % self.n_kv_head:
+            raise UserError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
+        if self.head_dim % 2:
+            raise UserError(f"head size n_embd/n_head={self.head_dim} is odd: rotary embeddings need pairs")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+
+def config_for_depth(depth: int, *, vocab_size: int, sequence_len: int, aspect_ratio: int, head_dim: int) -> GPTConfig:
+    """The one dial: width = depth · aspect_ratio, as many heads as fit.
+
+    `depth=20, aspect_ratio=64, head_dim=128 -> n_embd=1280, n_head=10`
+    """
+    width = depth * aspect_ratio
+    if width % head_dim:
+        raise UserError(f"width {depth}·{aspect_ratio} = {width} is not divisible by --head_dim={head_dim}: "
+                        "choose another --depth, --aspect_ratio or --head_dim")
+    n_head = width // head_dim
+    return GPTConfig(sequence_len=sequence_len, vocab_size=vocab_size, n_layer=depth,
+                     n_head=n_head, n_kv_head=n_head, n_embd=width)
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last dimension, without parameters."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + D/2) by their position's angle. x (B, T, H, D); cos, sin (1 or B, T, 1, D/2).
+
+    The sign is the opposite of Llama's; weights from one do not fit the other.
+    """
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
+
+
+class Linear(nn.Linear):
+    """No bias; a float32 master weight, multiplied in the dtype of what comes in."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.c_q = Linear(config.n_embd, config.n_head * config.head_dim)
+        self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
+        self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
+        self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd)
+
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], mask: Tensor | None, kv_cache: Cache | None) -> Tensor:
+        B, T, _ = x.shape
+        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
+        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        q, k = norm(apply_rotary_emb(q, *cos_sin)), norm(apply_rotary_emb(k, *cos_sin))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        if kv_cache is not None:
+            k, v = kv_cache.insert_kv(self.layer_idx, k, v)  # (B, H_kv, keys so far, D)
+        y = attend(q, k, v, mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer_idx: int):
+        super().__init__()
+        self.attn = CausalSelfAttention(config, layer_idx)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], mask: Tensor | None, kv_cache: Cache | None) -> Tensor:
+        x = x + self.attn(norm(x), cos_sin, mask, kv_cache)
+        return x + self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    """`__init__` only lays out (it may run on the meta device); `init_weights()` makes every number."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32  # one explicit choice, made by whoever builds the model
+        self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # a multiple of 64 suits the matrix units
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(self.padded_vocab_size, config.n_embd),
+            "h": nn.ModuleList([Block(config, i) for i in range(config.n_layer)]),
+        })
+        self.lm_head = Linear(config.n_embd, self.padded_vocab_size)
+        for name in ("cos", "sin"):  # derived, so never saved
+            self.register_buffer(name, torch.empty(0), persistent=False)
+
+    # ----------------------------------------------------------------- numbers
+
+    @torch.no_grad()
+    def init_weights(self, seed: int | None = None) -> None:
+        """All parameters and the rotary table. With `seed`, from a generator of their own."""
+        device = self.get_device()
+        generator = None if seed is None else torch.Generator(device=device).manual_seed(seed)
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight") or name == "lm_head.weight":
+                p.zero_()  # every block starts as the identity, every logit at zero
+            elif name == "transformer.wte.weight":
+                p.normal_(0.0, 1.0, generator=generator)
+            else:  # spectral norm about √(fan_out/fan_in) (Yang et al. 2023, "A Spectral Condition", eq. 1)
+                fan_out, fan_in = p.shape
+                p.normal_(0.0, fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5), generator=generator)
+        self._grow_rotary(self.config.sequence_len)
+
+    def _precompute_rotary_embeddings(self, seq_len: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+        """cos and sin of position · base^(-2i/D): (1, seq_len, 1, D/2) each, float32."""
+        device = self.get_device()
+        frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+        angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
+        return angles.cos()[None, :, None, :], angles.sin()[None, :, None, :]
+
+    def _grow_rotary(self, seq_len: int) -> None:
+        self.cos, self.sin = self._precompute_rotary_embeddings(seq_len, self.config.head_dim)
+
+    def get_device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def estimate_flops(self) -> int:
+        """Training FLOPs a token: 6 per weight that multiplies, 12·layers·width·T for attention (PaLM, appendix B)."""
+        c = self.config
+        multiplying = self.num_parameters() - self.transformer.wte.weight.numel()
+        return 6 * multiplying + 12 * c.n_layer * c.n_embd * c.sequence_len
+
+    def setup_optimizers(
+        self,
+        *,
+        embedding_lr: float = 0.2,
+        unembedding_lr: float = 0.004,
+        matrix_lr: float = 0.02,
+        weight_decay: float = 0.0,
+    ) -> Optimizer:
+        """Muon for the matrices of the blocks, AdamW for the embedding and the head.
+
+        The AdamW rates were tuned at width 768 and go with 1/√width.
+        """
+        scale = (self.config.n_embd / 768) ** -0.5
+        blocks = {n: p for n, p in self.named_parameters() if n.startswith("transformer.h.")}
+        adam = {"betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": weight_decay}
+        return Optimizer([
+            Group("matrices", "muon", blocks, lr=matrix_lr),
+            Group("embedding", "adamw", {"transformer.wte.weight": self.transformer.wte.weight},
+                  lr=embedding_lr * scale, **adam),
+            Group("head", "adamw", {"lm_head.weight": self.lm_head.weight}, lr=unembedding_lr * scale, **adam),
+        ])
+
+    # ----------------------------------------------------------------- use
+
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        kv_cache: Cache | None = None,
+        loss_reduction: Literal["mean", "sum", "none"] = "mean",
+        doc: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, vocab_size) float32; or, with `targets` (B, T; -1 = not supervised), the loss.
+
+        `doc` (B, T) gives the document of each position in packed rows; without it a row is one document. With
+        `kv_cache`, row b's tokens stand at positions `lengths[b] + 0..T-1`, and the cache is advanced by T.
+        A batch without any supervised target has loss 0 (not NaN).
+        """
+        B, T = idx.shape
+        positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
+        needed = T if positions is None else int(positions.max()) + 1
+        if needed > self.cos.size(1):
+            self._grow_rotary(max(needed, 2 * self.cos.size(1)))
+        if positions is None:
+            cos, sin = self.cos[:, :T], self.sin[:, :T]
+            mask = None if doc is None else document_mask(doc)
+        else:
+            cos, sin = self.cos[0, positions], self.sin[0, positions]  # (B, T, 1, D/2)
+            mask = cache_mask(positions, needed)
+        cos_sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
+
+        x = norm(self.transformer.wte(idx).to(self.compute_dtype))  # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x, cos_sin, mask, kv_cache)
+        if kv_cache is not None:
+            kv_cache.advance(T)
+        logits = self.lm_head(norm(x))[..., : self.config.vocab_size].float()
+        logits = LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
+        if targets is None:
+            return logits
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+        if loss_reduction == "none":
+            return losses.view(B, T)
+        if loss_reduction == "sum":
+            return losses.sum()
+        return losses.sum() / (targets >= 0).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def generate(
+        self, tokens: list[int], max_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 42
+    ) -> Iterator[int]:
+        """The slow, obvious way: the whole sequence through the model for each new token. `Engine` is the fast one."""
+        device = self.get_device()
+        generator = torch.Generator(device=device).manual_seed(seed)
+        ids = torch.tensor([tokens], dtype=torch.long, device=device)
+        for _ in range(max_tokens):
+            logits = self(ids)[0, -1]
+            if temperature == 0:
+                token = logits.argmax()
+            else:
+                if top_k:
+                    kth = logits.topk(min(top_k, logits.numel())).values[-1]
+                    logits = logits.masked_fill(logits < kth, float("-inf"))
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[0]
+            ids = torch.cat([ids, token.view(1, 1)], dim=1)
+            yield int(token)

@@ -1,0 +1,265 @@
+"""The one training loop. Pretraining, midtraining and fine-tuning share it; it does not know which is which.
+
+A stage brings a model, an optimizer, an iterator of `Batch`, a loss and hooks; `run_training` adds what every stage
+needs around `train`: compiling, saving and resuming, signals, the metrics log.
+
+The loss of a step is the sum over all supervised tokens of its micro-batches divided by their number, so how a batch
+is cut into micro-batches does not matter, and one without supervised tokens counts for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nanochat.attention import kernel_name
+from nanochat.checkpoint_manager import (
+    load_checkpoint,
+    load_weights,
+    model_config_dict,
+    resume_step,
+    save_checkpoint,
+)
+from nanochat.common import UserError, compile_problem, get_dist_info, measure_matmul_flops, peak_memory_bytes, print0
+from nanochat.dataloader import Batch
+from nanochat.gpt import GPT
+from nanochat.optim import Optimizer
+from nanochat.report import get_git_info
+from nanochat.run import MetricsLog, StopSignals, read_metrics
+from nanochat.schedule import lr_multiplier, muon_momentum
+from nanochat.tokenizer import RustBPETokenizer
+
+
+@dataclass
+class TrainConfig:
+    """What the loop itself must know."""
+
+    num_iterations: int
+    grad_accum_steps: int = 1
+    warmup_ratio: float = 0.0
+    warmdown_ratio: float = 0.2
+    final_lr_frac: float = 0.0
+    grad_clip: float = 1.0
+    log_every: int = 10
+
+
+@dataclass
+class TrainState:
+    """What must be saved, beside weights and optimizer, to go on as if nothing had happened. JSON."""
+
+    step: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    train_seconds: float = 0.0
+    loader: dict[str, Any] | None = None
+
+
+@dataclass
+class Every:
+    """Call `fn(state)` after each `n` steps (0: never on the way) and, unless `at_end` is off, after the last."""
+
+    n: int
+    fn: Callable[[TrainState], None]
+    at_end: bool = True
+
+    def due(self, step: int, last: bool) -> bool:
+        return (self.n > 0 and step % self.n == 0) or (last and self.at_end)
+
+
+class StageConfig(Protocol):
+    """The fields that every gradient stage's configuration has."""
+
+    resume: bool
+    overwrite: bool
+    compile: bool
+    save_every: int
+
+
+LossFn = Callable[[nn.Module, Batch], Tensor]
+
+
+def document_loss(bos: int) -> LossFn:
+    """Summed loss of packed rows, in which no document sees its neighbour (a document starts at each BOS)."""
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        doc = (batch.inputs == bos).cumsum(1)  # (B, T)
+        return model(batch.inputs, batch.targets, loss_reduction="sum", doc=doc)
+
+    return loss_fn
+
+
+def grad_accum_steps(total_batch_size: int, device_batch_size: int, max_seq_len: int) -> int:
+    """Micro-batches a step: `total=4096, rows=8, T=256 -> 2`. Sizes that do not divide are refused."""
+    world_size = get_dist_info()[3]
+    if world_size > 1:
+        raise UserError("this version trains in one process: start it without torchrun")
+    micro = device_batch_size * max_seq_len
+    if min(total_batch_size, device_batch_size, max_seq_len) < 1 or total_batch_size % micro:
+        raise UserError(f"--total_batch_size={total_batch_size} is not a multiple of --device_batch_size="
+                        f"{device_batch_size} × --max_seq_len={max_seq_len} (= {micro} tokens)")
+    return total_batch_size // micro
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    state: TrainState,
+    *,
+    loss_fn: LossFn,
+    hooks: list[Every],
+    on_step: Callable[[TrainState, dict[str, float]], None] = lambda state, metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Run from `state.step` to `config.num_iterations`. Returns False if `should_stop` ended it early.
+
+    `loss_fn(model, batch)` gives the loss *summed* over the batch's supervised tokens.
+    """
+    parameters = optimizer.parameters()
+    while state.step < config.num_iterations:
+        started = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(config.grad_accum_steps)]
+        supervised = sum(int((b.targets >= 0).sum()) for b in micro_batches)
+        total_loss = 0.0
+        for batch in micro_batches:
+            loss = loss_fn(model, batch) / max(supervised, 1)
+            loss.backward()
+            total_loss += float(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
+        if not math.isfinite(total_loss) or not math.isfinite(norm):
+            raise UserError(f"loss {total_loss} and gradient norm {norm} at step {state.step}: stopped before the weights "
+                            "were touched; lower the learning rates and --resume from the last checkpoint")
+        multiplier = lr_multiplier(state.step, config.num_iterations, warmup_ratio=config.warmup_ratio,
+                                   warmdown_ratio=config.warmdown_ratio, final_lr_frac=config.final_lr_frac)
+        optimizer.step(multiplier, muon_momentum(state.step))
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+
+        state.step += 1
+        state.tokens += sum(b.inputs.numel() for b in micro_batches)
+        state.supervised_tokens += supervised
+        state.train_seconds += seconds
+        state.loader = micro_batches[-1].state
+        on_step(state, {"loss": total_loss, "norm": norm, "lr": multiplier, "seconds": seconds})
+        for hook in hooks:
+            if hook.due(state.step, last=state.step == config.num_iterations):
+                hook.fn(state)
+        if should_stop() and state.step < config.num_iterations:
+            return False
+    return True
+
+
+@dataclass
+class StepLog:
+    """Prints a line and writes a metrics record every `every` steps, with averages over the steps since the last."""
+
+    every: int
+    num_iterations: int
+    flops_per_token: int
+    peak_flops: float
+    metrics: MetricsLog
+    _losses: list[float] = field(default_factory=list)
+    _from: tuple[int, float] = (0, 0.0)
+    rate: float = 0.0  # tokens a second over the whole run, without the first (compiling) steps
+    _counted: tuple[int, float] = (0, 0.0)
+
+    def start(self, state: TrainState) -> None:
+        self._from = (state.tokens, state.train_seconds)
+
+    def __call__(self, state: TrainState, m: dict[str, float]) -> None:
+        self._losses.append(m["loss"])
+        if state.step % self.every and state.step != self.num_iterations and state.step != 1:
+            return
+        tokens, seconds = state.tokens - self._from[0], state.train_seconds - self._from[1]
+        self._from = (state.tokens, state.train_seconds)
+        loss, rate = sum(self._losses) / len(self._losses), tokens / seconds
+        self._losses.clear()
+        if state.step > 1:
+            self._counted = (self._counted[0] + tokens, self._counted[1] + seconds)
+            self.rate = self._counted[0] / self._counted[1]
+        left = (self.num_iterations - state.step) * (state.tokens / state.step) / rate
+        print0(f"step {state.step:5d}/{self.num_iterations} | loss {loss:.4f} | lr ×{m['lr']:.2f} | norm {m['norm']:.2f} | "
+               f"{rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate | {left / 60:.1f} min left")
+        self.metrics.log(state.step, loss=loss, norm=m["norm"], lr=m["lr"], tokens_per_second=rate)
+
+    def share(self, rate: float) -> float:
+        """What part of the measured matrix-product rate a number of tokens a second is."""
+        return rate * self.flops_per_token / self.peak_flops
+
+
+def run_training(
+    *,
+    model: GPT,
+    tokenizer: RustBPETokenizer,
+    optimizer: Optimizer,
+    make_batches: Callable[[dict[str, Any] | None], Iterator[Batch]],
+    config: StageConfig,
+    train_config: TrainConfig,
+    directory: Path,
+    hooks: list[Every],
+    parent: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a stage into `directory`, from its start or its last checkpoint, and return the figures for the report.
+
+    `make_batches(loader_state)` gives the batches after that state (None: from the start). Saving comes before the
+    other hooks, so that an evaluation that fails costs no training. On SIGINT or SIGTERM: save, then KeyboardInterrupt.
+    """
+    settings = asdict(config)  # type: ignore[call-overload]
+    state = TrainState()
+    start = resume_step(directory, settings, parent, resume=config.resume, overwrite=config.overwrite)
+    if start is not None:
+        model_data, optimizer_data, meta = load_checkpoint(directory, start, model.get_device(), load_optimizer=True)
+        load_weights(model, model_data, directory)
+        optimizer.load_state_dict(optimizer_data)
+        state = TrainState(**meta["state"])
+        print0(f"resuming {directory} at step {start} of {train_config.num_iterations}")
+    metrics = MetricsLog(directory / "log.jsonl", state.step)
+
+    saved_step = start
+
+    def save(state: TrainState) -> None:
+        nonlocal saved_step
+        if saved_step == state.step:
+            return
+        saved_step = state.step
+        meta = {"model_config": model_config_dict(model), "config": settings, "parent": parent,
+                "state": asdict(state), "git": get_git_info()}
+        save_checkpoint(directory, state.step, model.state_dict(), optimizer.state_dict(), meta, tokenizer=tokenizer)
+        print0(f"saved step {state.step} to {directory}")
+
+    device_type = model.get_device().type
+    peak = measure_matmul_flops(model.get_device(), model.compute_dtype)
+    step_log = StepLog(train_config.log_every, train_config.num_iterations, model.estimate_flops(), peak, metrics)
+    step_log.start(state)
+    problem = compile_problem(device_type) if config.compile else "switched off"
+    print0(f"{model.num_parameters():,} parameters, {train_config.num_iterations} steps, {device_type} "
+           f"({torch.get_num_threads()} threads), {str(model.compute_dtype).removeprefix('torch.')}, attention by "
+           f"{kernel_name(device_type, model.compute_dtype)}, matmul rate {peak / 1e12:.2f} TFLOP/s, "
+           + (f"not compiled: {problem}" if problem else "compiled (the first step takes a while)"))
+    compiled = model if problem else torch.compile(model, dynamic=False)
+    with StopSignals() as stop:
+        finished = train(compiled, optimizer, make_batches(state.loader), train_config, state,
+                         loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[Every(config.save_every, save), *hooks],
+                         on_step=step_log, should_stop=lambda: stop.requested)
+    metrics.close()
+    if not finished:
+        save(state)
+        raise KeyboardInterrupt
+    records = [r for r in read_metrics(metrics.path) if "loss" in r]
+    return {
+        "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,
+        "train_seconds": state.train_seconds, "parameters": model.num_parameters(),
+        "tokens_per_second": step_log.rate or None, "matmul_flops": peak,
+        "matmul_share": step_log.share(step_log.rate) if step_log.rate else None, "compiled": not problem,
+        "dtype": str(model.compute_dtype).removeprefix("torch."), "peak_memory_bytes": peak_memory_bytes(),
+        "curve": {"step": [r["step"] for r in records], "loss": [r["loss"] for r in records]},
+        "checkpoint": str(directory),
+    }
