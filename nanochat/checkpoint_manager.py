@@ -26,7 +26,8 @@ from nanochat.common import UserError, atomic_write, fsync_dir, get_base_dir, pr
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import RustBPETokenizer
 
-SOURCES = {"base": "base_checkpoints", "mid": "mid_checkpoints", "sft": "chatsft_checkpoints", "rl": "chatrl_checkpoints"}
+SOURCES = {"base": "base_checkpoints", "mid": "mid_checkpoints", "sft": "chatsft_checkpoints",
+           "rl": "chatrl_checkpoints"}
 MADE_BY = {"base": "scripts.base_train", "mid": "scripts.mid_train", "sft": "scripts.chat_sft", "rl": "scripts.chat_rl"}
 
 
@@ -176,7 +177,8 @@ def load_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -
 
 
 def build_model(
-    directory: str | Path, step: int, device: torch.device, phase: Literal["train", "eval"], dtype: torch.dtype | None = None
+    directory: str | Path, step: int, device: torch.device, phase: Literal["train", "eval"],
+    dtype: torch.dtype | None = None,
 ) -> tuple[GPT, RustBPETokenizer, dict[str, Any]]:
     """Model, tokenizer and meta of a saved step.
 

@@ -180,7 +180,9 @@ class GPT(nn.Module):
                 p.normal_(0.0, fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5), generator=generator)
         self._grow_rotary(self.config.sequence_len)
 
-    def _precompute_rotary_embeddings(self, seq_len: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+    def _precompute_rotary_embeddings(
+        self, seq_len: int, head_dim: int, base: float = 10000.0
+    ) -> tuple[Tensor, Tensor]:
         """cos and sin of position · base^(-2i/D): (1, seq_len, 1, D/2) each, float32."""
         device = self.get_device()
         frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)

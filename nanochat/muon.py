@@ -32,7 +32,8 @@ def zeropower_via_newtonschulz5(G: Tensor, steps: int = 5, dtype: torch.dtype = 
 
 
 def muon_update(
-    p: Tensor, grad: Tensor, momentum_buffer: Tensor, *, lr: float, momentum: float, weight_decay: float, dtype: torch.dtype
+    p: Tensor, grad: Tensor, momentum_buffer: Tensor, *,
+    lr: float, momentum: float, weight_decay: float, dtype: torch.dtype,
 ) -> None:
     """One step in place on a stack of matrices: p, grad, momentum_buffer (N, rows, cols) float32.
 

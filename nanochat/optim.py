@@ -39,7 +39,7 @@ class Group:
 
 
 class Optimizer:
-    """All parameters of a model, each by its group's rule. State is made at once, in float32, on the parameter's device."""
+    """All parameters of a model, each by its group's rule. State is made at once, in float32, beside the parameter."""
 
     def __init__(self, groups: list[Group]):
         names = [name for g in groups for name in g.params]

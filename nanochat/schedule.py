@@ -15,7 +15,7 @@ def lr_multiplier(
     if step < warmup:
         return (step + 1) / warmup
     left = num_iterations - step
-    if left >= warmdown:
+    if warmdown == 0 or left >= warmdown:
         return 1.0
     share = max(left, 0) / warmdown
     return share + (1 - share) * final_lr_frac

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,24 +30,64 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import UserError, compile_problem, get_dist_info, measure_matmul_flops, peak_memory_bytes, print0
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT
+from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import Optimizer
-from nanochat.report import get_git_info
+from nanochat.report import git_info
 from nanochat.run import MetricsLog, StopSignals, read_metrics
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import RustBPETokenizer
 
 
 @dataclass
-class TrainConfig:
-    """What the loop itself must know."""
+class StageConfig:
+    """The settings that every gradient stage has; a stage's `Config` adds its own and changes defaults."""
 
-    num_iterations: int
-    grad_accum_steps: int = 1
+    data: str = "pocket"
+    """Where data comes from: pocket, hub, or a folder of your own."""
+    num_iterations: int = -1
+    """Optimizer steps (-1: the stage decides)."""
+    device_batch_size: int = 32
+    """Rows a micro-batch: lower it when memory runs out, the result stays the same."""
+    total_batch_size: int = 524288
+    """Tokens a step, over all micro-batches."""
+    embedding_lr: float = 0.2
+    """AdamW rate of the token embedding (at width 768)."""
+    unembedding_lr: float = 0.004
+    """AdamW rate of the output head (at width 768)."""
+    matrix_lr: float = 0.02
+    """Muon rate of the matrices."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of embedding and head."""
     warmup_ratio: float = 0.0
+    """Share of the steps in which the rate rises."""
     warmdown_ratio: float = 0.2
+    """Share of the steps in which the rate falls."""
     final_lr_frac: float = 0.0
+    """The rate at the end, as a share of the full rate."""
     grad_clip: float = 1.0
+    """Clip the gradient's norm (0: never)."""
+    eval_every: int = 250
+    """Steps between validations in bits per byte (0: only at the end)."""
+    eval_tokens: int = 500_000
+    """Tokens a validation reads at most."""
+    save_every: int = 500
+    """Steps between checkpoints (0: only at the end)."""
     log_every: int = 10
+    """Steps between lines of the log."""
+    resume: bool = False
+    """Go on from the last checkpoint of this run, if there is one."""
+    overwrite: bool = False
+    """Replace a run of the same name."""
+    compile: bool = True
+    """Compile the model where that is possible."""
+    model_tag: str = ""
+    """Name of the run's directory (default: d<depth>, or the name of the model that it starts from)."""
+    dtype: str = "auto"
+    """Compute dtype: auto, bfloat16 or float32."""
+    device_type: str = ""
+    """cpu, cuda or mps (default: the best there is)."""
+    seed: int = 42
+    """Seed of the weights and of the order of the data."""
 
 
 @dataclass
@@ -59,6 +99,7 @@ class TrainState:
     supervised_tokens: int = 0
     train_seconds: float = 0.0
     loader: dict[str, Any] | None = None
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # {"step": ..., "bpb": ...}
 
 
 @dataclass
@@ -73,15 +114,6 @@ class Every:
         return (self.n > 0 and step % self.n == 0) or (last and self.at_end)
 
 
-class StageConfig(Protocol):
-    """The fields that every gradient stage's configuration has."""
-
-    resume: bool
-    overwrite: bool
-    compile: bool
-    save_every: int
-
-
 LossFn = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -93,6 +125,24 @@ def document_loss(bos: int) -> LossFn:
         return model(batch.inputs, batch.targets, loss_reduction="sum", doc=doc)
 
     return loss_fn
+
+
+def validation(
+    model: GPT, val_batches: Callable[[], Iterator[Batch]], tokenizer: RustBPETokenizer, max_batches: int
+) -> Callable[[TrainState], None]:
+    """A hook that measures bits per byte on the first `max_batches` of `val_batches()`.
+
+    On the plain model, not the compiled one: another shape or mode would be compiled anew.
+    """
+    token_bytes = torch.tensor(tokenizer.token_bytes(), device=model.get_device())
+
+    def validate(state: TrainState) -> None:
+        first = (batch for _, batch in zip(range(max_batches), val_batches(), strict=False))
+        bpb = evaluate_bpb(model, first, token_bytes, bos=tokenizer.get_bos_token_id())
+        state.evaluations.append({"step": state.step, "bpb": bpb})
+        print0(f"step {state.step:5d} | validation {bpb:.4f} bits per byte")
+
+    return validate
 
 
 def grad_accum_steps(total_batch_size: int, device_batch_size: int, max_seq_len: int) -> int:
@@ -111,22 +161,24 @@ def train(
     model: nn.Module,
     optimizer: Optimizer,
     batches: Iterator[Batch],
-    config: TrainConfig,
+    config: StageConfig,
     state: TrainState,
     *,
+    num_iterations: int,
+    accumulation: int,
     loss_fn: LossFn,
     hooks: list[Every],
     on_step: Callable[[TrainState, dict[str, float]], None] = lambda state, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Run from `state.step` to `config.num_iterations`. Returns False if `should_stop` ended it early.
+    """Run from `state.step` to `num_iterations`. Returns False if `should_stop` ended it early.
 
     `loss_fn(model, batch)` gives the loss *summed* over the batch's supervised tokens.
     """
     parameters = optimizer.parameters()
-    while state.step < config.num_iterations:
+    while state.step < num_iterations:
         started = time.perf_counter()
-        micro_batches = [next(batches) for _ in range(config.grad_accum_steps)]
+        micro_batches = [next(batches) for _ in range(accumulation)]
         supervised = sum(int((b.targets >= 0).sum()) for b in micro_batches)
         total_loss = 0.0
         for batch in micro_batches:
@@ -135,9 +187,9 @@ def train(
             total_loss += float(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
         if not math.isfinite(total_loss) or not math.isfinite(norm):
-            raise UserError(f"loss {total_loss} and gradient norm {norm} at step {state.step}: stopped before the weights "
-                            "were touched; lower the learning rates and --resume from the last checkpoint")
-        multiplier = lr_multiplier(state.step, config.num_iterations, warmup_ratio=config.warmup_ratio,
+            raise UserError(f"loss {total_loss} and gradient norm {norm} at step {state.step}: stopped before the "
+                            "weights were touched; lower the learning rates and --resume from the last checkpoint")
+        multiplier = lr_multiplier(state.step, num_iterations, warmup_ratio=config.warmup_ratio,
                                    warmdown_ratio=config.warmdown_ratio, final_lr_frac=config.final_lr_frac)
         optimizer.step(multiplier, muon_momentum(state.step))
         optimizer.zero_grad()
@@ -150,9 +202,9 @@ def train(
         state.loader = micro_batches[-1].state
         on_step(state, {"loss": total_loss, "norm": norm, "lr": multiplier, "seconds": seconds})
         for hook in hooks:
-            if hook.due(state.step, last=state.step == config.num_iterations):
+            if hook.due(state.step, last=state.step == num_iterations):
                 hook.fn(state)
-        if should_stop() and state.step < config.num_iterations:
+        if should_stop() and state.step < num_iterations:
             return False
     return True
 
@@ -186,8 +238,9 @@ class StepLog:
             self._counted = (self._counted[0] + tokens, self._counted[1] + seconds)
             self.rate = self._counted[0] / self._counted[1]
         left = (self.num_iterations - state.step) * (state.tokens / state.step) / rate
-        print0(f"step {state.step:5d}/{self.num_iterations} | loss {loss:.4f} | lr ×{m['lr']:.2f} | norm {m['norm']:.2f} | "
-               f"{rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate | {left / 60:.1f} min left")
+        print0(f"step {state.step:5d}/{self.num_iterations} | loss {loss:.4f} | lr ×{m['lr']:.2f} | "
+               f"norm {m['norm']:.2f} | {rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate | "
+               f"{left / 60:.1f} min left")
         self.metrics.log(state.step, loss=loss, norm=m["norm"], lr=m["lr"], tokens_per_second=rate)
 
     def share(self, rate: float) -> float:
@@ -202,7 +255,8 @@ def run_training(
     optimizer: Optimizer,
     make_batches: Callable[[dict[str, Any] | None], Iterator[Batch]],
     config: StageConfig,
-    train_config: TrainConfig,
+    num_iterations: int,
+    max_seq_len: int,
     directory: Path,
     hooks: list[Every],
     parent: dict[str, Any] | None = None,
@@ -212,7 +266,8 @@ def run_training(
     `make_batches(loader_state)` gives the batches after that state (None: from the start). Saving comes before the
     other hooks, so that an evaluation that fails costs no training. On SIGINT or SIGTERM: save, then KeyboardInterrupt.
     """
-    settings = asdict(config)  # type: ignore[call-overload]
+    accumulation = grad_accum_steps(config.total_batch_size, config.device_batch_size, max_seq_len)
+    settings = asdict(config)
     state = TrainState()
     start = resume_step(directory, settings, parent, resume=config.resume, overwrite=config.overwrite)
     if start is not None:
@@ -220,7 +275,7 @@ def run_training(
         load_weights(model, model_data, directory)
         optimizer.load_state_dict(optimizer_data)
         state = TrainState(**meta["state"])
-        print0(f"resuming {directory} at step {start} of {train_config.num_iterations}")
+        print0(f"resuming {directory} at step {start} of {num_iterations}")
     metrics = MetricsLog(directory / "log.jsonl", state.step)
 
     saved_step = start
@@ -231,29 +286,31 @@ def run_training(
             return
         saved_step = state.step
         meta = {"model_config": model_config_dict(model), "config": settings, "parent": parent,
-                "state": asdict(state), "git": get_git_info()}
+                "state": asdict(state), "git": git_info()}
         save_checkpoint(directory, state.step, model.state_dict(), optimizer.state_dict(), meta, tokenizer=tokenizer)
         print0(f"saved step {state.step} to {directory}")
 
     device_type = model.get_device().type
     peak = measure_matmul_flops(model.get_device(), model.compute_dtype)
-    step_log = StepLog(train_config.log_every, train_config.num_iterations, model.estimate_flops(), peak, metrics)
+    step_log = StepLog(config.log_every, num_iterations, model.estimate_flops(), peak, metrics)
     step_log.start(state)
     problem = compile_problem(device_type) if config.compile else "switched off"
-    print0(f"{model.num_parameters():,} parameters, {train_config.num_iterations} steps, {device_type} "
+    print0(f"{model.num_parameters():,} parameters, {num_iterations} steps, {device_type} "
            f"({torch.get_num_threads()} threads), {str(model.compute_dtype).removeprefix('torch.')}, attention by "
            f"{kernel_name(device_type, model.compute_dtype)}, matmul rate {peak / 1e12:.2f} TFLOP/s, "
            + (f"not compiled: {problem}" if problem else "compiled (the first step takes a while)"))
     compiled = model if problem else torch.compile(model, dynamic=False)
     with StopSignals() as stop:
-        finished = train(compiled, optimizer, make_batches(state.loader), train_config, state,
-                         loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[Every(config.save_every, save), *hooks],
+        finished = train(compiled, optimizer, make_batches(state.loader), config, state,
+                         num_iterations=num_iterations, accumulation=accumulation,
+                         loss_fn=document_loss(tokenizer.get_bos_token_id()),
+                         hooks=[Every(config.save_every, save), *hooks],
                          on_step=step_log, should_stop=lambda: stop.requested)
     metrics.close()
     if not finished:
         save(state)
         raise KeyboardInterrupt
-    records = [r for r in read_metrics(metrics.path) if "loss" in r]
+    records = read_metrics(metrics.path)
     return {
         "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,
         "train_seconds": state.train_seconds, "parameters": model.num_parameters(),
@@ -261,5 +318,7 @@ def run_training(
         "matmul_share": step_log.share(step_log.rate) if step_log.rate else None, "compiled": not problem,
         "dtype": str(model.compute_dtype).removeprefix("torch."), "peak_memory_bytes": peak_memory_bytes(),
         "curve": {"step": [r["step"] for r in records], "loss": [r["loss"] for r in records]},
+        "val_curve": {key: [e[key] for e in state.evaluations] for key in ("step", "bpb")},
+        "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
         "checkpoint": str(directory),
     }

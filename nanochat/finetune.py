@@ -1,0 +1,69 @@
+"""Training on conversations: what midtraining and fine-tuning have in common, which is all but their settings.
+
+Loads the model of the stage before, renders a mixture of tasks, packs whole conversations into rows, and trains on
+what the assistant says (`run_training` does the rest). Used by `scripts/mid_train.py` and `scripts/chat_sft.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nanochat.checkpoint_manager import checkpoint_root, load_model
+from nanochat.common import compute_init, print0, resolve_dtype
+from nanochat.dataloader import Batch, conversation_loader
+from nanochat.report import get_report
+from nanochat.train import Every, StageConfig, grad_accum_steps, run_training, validation
+from tasks.catalog import parse_mixture
+
+
+@dataclass
+class FinetuneConfig(StageConfig):
+    """The settings of a stage that trains on conversations."""
+
+    mixture: tuple[str, ...] = ()
+    """Tasks to train on: name, name*2 (seen twice), name:5000 (so many rows), or a .jsonl file of conversations."""
+    num_epochs: int = 1
+    """Passes over the mixture, if num_iterations does not say how long."""
+    init_lr_frac: float = 1.0
+    """All learning rates start at this share of the base run's."""
+    step: int = -1
+    """Step of the model to start from (-1: its last)."""
+    from_tag: str = ""
+    """Tag of the model to start from (default: the largest)."""
+
+
+def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to: str) -> dict[str, Any]:
+    """Train the last model of `source_from` on `config.mixture`, into `source_to`; log to the report as `stage`."""
+    *_, device = compute_init(config.device_type, config.seed)
+    model, tokenizer, meta = load_model(source_from, device, "train", config.from_tag, config.step,
+                                        resolve_dtype(config.dtype, device.type))
+    B, T = config.device_batch_size, model.config.sequence_len
+    grad_accum_steps(config.total_batch_size, B, T)  # refuse before any work
+    train_task = parse_mixture(config.mixture, config.data, "train")
+    val_task = parse_mixture(config.mixture, config.data, "test")
+    print0(f"{len(train_task):,} conversations to train on: {', '.join(config.mixture)}")
+
+    def batches(state: dict | None) -> Iterator[Batch]:
+        return conversation_loader(train_task, tokenizer, B, T, device=device, state=state, seed=config.seed)
+
+    def val_batches() -> Iterator[Batch]:
+        return conversation_loader(val_task, tokenizer, B, T, device=device, seed=config.seed, epochs=1)
+
+    iterations = config.num_iterations
+    if iterations < 1:
+        # Count an epoch by packing it: rows hold whole conversations, so lengths alone do not tell.
+        rows = sum(len(batch.inputs) for batch in
+                   conversation_loader(train_task, tokenizer, B, T, device="cpu", seed=config.seed, epochs=1))
+        iterations = max(1, rows * T * config.num_epochs // config.total_batch_size)
+    optimizer = model.setup_optimizers(embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr,
+                                       matrix_lr=config.matrix_lr, weight_decay=config.weight_decay)
+    optimizer.scale_lr(config.init_lr_frac)
+    validate = validation(model, val_batches, tokenizer, max(1, config.eval_tokens // (B * T)))
+    tag = config.model_tag or meta["parent"]["model_tag"]
+    result = run_training(model=model, tokenizer=tokenizer, optimizer=optimizer, make_batches=batches, config=config,
+                          num_iterations=iterations, max_seq_len=T, directory=checkpoint_root(source_to) / tag,
+                          hooks=[Every(config.eval_every, validate)], parent=meta["parent"])
+    get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **result})
+    return result

@@ -1,0 +1,96 @@
+"""Bits per byte: how many bits the model needs for one byte of text, whatever the tokenizer.
+
+The loss per token cannot be compared between vocabularies; the loss per byte of the text behind the tokens can. Targets
+that stand for no bytes (special tokens) or are not supervised (-1) count on neither side.
+
+    evaluate_bpb(model, batches, token_bytes)   one number
+    evaluate_loss(model, batches, token_bytes)  what it is made of
+
+There is nothing to run here: `python -m scripts.base_loss` measures a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Summed over all batches and ranks: nats of loss, bytes and tokens that they are for."""
+
+    nats: float
+    bytes: int
+    tokens: int
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte; infinite where there was nothing to measure (never a division by zero).
+
+        `nats=6.93, bytes=10 -> 1.0`: ln 2 = 0.693 nats are a bit.
+        """
+        return self.nats / (math.log(2) * self.bytes) if self.bytes else math.inf
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens if self.tokens else math.inf
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: Any, batches: Iterable[Any], token_bytes: Tensor | Sequence[int], bos: int | None = None
+) -> LossResult:
+    """Run `model` over `batches` (`Batch`es, or `(inputs, targets)` pairs, each (B, T)) and add up.
+
+    token_bytes: (vocab_size,) raw byte length per id, 0 for special tokens. `bos`: the id that starts a document; left
+    out, it is the first id of zero bytes, which in our tokenizers is <|bos|>. Under torch.distributed every rank brings
+    its own batches and gets the sum over all. The model is left in the mode (train or eval) that it came in.
+    """
+    lengths = torch.as_tensor(token_bytes)
+    if bos is None:
+        bos = int((lengths == 0).nonzero()[0])
+    was_training = getattr(model, "training", False)
+    if was_training:
+        model.eval()
+    nats = count = None
+    try:
+        for batch in batches:
+            inputs, targets = batch if isinstance(batch, tuple) else (batch.inputs, batch.targets)
+            lengths = lengths.to(inputs.device)
+            losses = model(inputs, targets, loss_reduction="none", doc=(inputs == bos).cumsum(1))  # (B, T)
+            bytes_ = torch.where(targets >= 0, lengths[targets.clamp(min=0)], 0)  # (B, T)
+            counted = bytes_ > 0
+            # `where`, not a product: the loss of a position that does not count may be anything, NaN too
+            wide = torch.float32 if inputs.device.type == "mps" else torch.float64
+            batch_nats = torch.where(counted, losses.view_as(targets).float(), 0.0).sum(dtype=wide)
+            batch_count = torch.stack([bytes_.sum(), counted.sum()])
+            nats = batch_nats if nats is None else nats + batch_nats
+            count = batch_count if count is None else count + batch_count
+    finally:
+        if was_training:
+            model.train()
+    totals = [0.0, 0, 0] if nats is None else [nats.item(), *count.tolist()]
+    if dist.is_available() and dist.is_initialized():
+        totals = _sum_over_ranks(totals)
+    return LossResult(totals[0], int(totals[1]), int(totals[2]))
+
+
+def _sum_over_ranks(totals: list[float]) -> list[float]:
+    """float64 holds counts exactly up to 2^53 bytes, so one tensor carries all three."""
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(totals, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def evaluate_bpb(
+    model: Any, batches: Iterable[Any], token_bytes: Tensor | Sequence[int], bos: int | None = None
+) -> float:
+    """Bits per byte of `model` over `batches`; see `evaluate_loss`."""
+    return evaluate_loss(model, batches, token_bytes, bos).bpb

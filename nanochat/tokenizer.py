@@ -1,0 +1,418 @@
+"""Text to ids and back: byte-pair encoding, and the one rendering of conversations with their supervision mask.
+
+Two classes differ only in who learns the merges: `RustBPETokenizer` (our crate `rustbpe`) and `HuggingFaceTokenizer`
+(the `tokenizers` library, for machines without a Rust toolchain). Both encode through tiktoken and are saved in one
+format: a directory with `tokenizer.tiktoken` (a line per token: base64 of its bytes, its rank) and
+`tokenizer_config.json` (split pattern, special tokens, trainer, SHA-256). Ids: 0..255 the bytes, then the merges in
+the order they were learned, then the special tokens.
+
+Text from people or data is always encoded as ordinary text: typing `<|bos|>` never makes the special token.
+
+Train one: `python -m scripts.tok_train`. Use it: `get_tokenizer().encode("hello")`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import tiktoken
+
+from nanochat.common import UserError, atomic_write, get_base_dir, print0
+
+SPECIAL_TOKENS = [
+    "<|bos|>",  # begins every document and conversation
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",  # the assistant calls the calculator ...
+    "<|python_end|>",
+    "<|output_start|>",  # ... which answers
+    "<|output_end|>",
+]
+RANKS_FILE, CONFIG_FILE = "tokenizer.tiktoken", "tokenizer_config.json"
+
+
+def split_pattern(max_digits: int = 2) -> str:
+    """The GPT-4 style split pattern with digits in groups of 1 to `max_digits`.
+
+    GPT-4 takes three; a small vocabulary spends its ids better on words: `split_pattern(2)` cuts "12345" to 12|34|5.
+    """
+    if max_digits < 1:
+        raise UserError(f"--max_digits={max_digits} is impossible: a group of digits has at least one")
+    digits = rf"\p{{N}}{{1,{max_digits}}}"
+    return (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]++[\r\n]*"
+        r"|\s*[\r\n]|\s+(?!\S)|\s+"
+    )
+
+
+SPLIT_PATTERN = split_pattern(2)
+
+# tiktoken's regex engine panics inside a whitespace run of about a million characters (`\s+(?!\S)` backtracks over
+# all of it). Any run of twice this length contains a whole block of this length at a multiple of it.
+SPACE_BLOCK = 16_384
+
+
+def _parts(text: str) -> list[str]:
+    """`text` cut so that no part holds a whitespace run long enough to make tiktoken panic.
+
+    Text without a whitespace run of 16 384 characters is never cut, so its ids are those of plain tiktoken; text
+    with one still decodes to itself, only the tokens inside the run may differ.
+    """
+    if len(text) < SPACE_BLOCK:
+        return [text]
+    parts: list[str] = []
+    begin = 0
+    for i in range(0, len(text) - SPACE_BLOCK + 1, SPACE_BLOCK):
+        if text[i : i + SPACE_BLOCK].isspace():
+            parts += [text[begin:i], text[i : i + SPACE_BLOCK]]
+            begin = i + SPACE_BLOCK
+    parts.append(text[begin:])
+    return [part for part in parts if part]
+
+
+def _fingerprint(ranks_text: str, pattern: str, special_tokens: dict[str, int]) -> str:
+    rest = json.dumps([pattern, sorted(special_tokens.items())])
+    return hashlib.sha256((ranks_text + rest).encode("utf-8", errors="replace")).hexdigest()
+
+
+def _valid_unicode(text: str) -> str:
+    r"""Lone surrogates (JSON's "\ud800") have no UTF-8: each becomes U+FFFD, as in tiktoken's encoder."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+def _checked_messages(conversation: dict) -> list[tuple[str, str | list]]:
+    """`(role, content)` pairs: user, assistant, user, ...; a first system message is merged into the first user's.
+
+    The conversation itself is left as it is.
+    """
+    messages = conversation.get("messages") if isinstance(conversation, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise UserError('the conversation is empty: it needs {"messages": [{"role": "user", "content": "..."}, ...]}')
+    if not all(isinstance(m, dict) and "role" in m and "content" in m for m in messages):
+        raise UserError('a message of the conversation lacks "role" or "content"')
+    turns = [(m["role"], m["content"]) for m in messages]
+    for i, (role, content) in enumerate(turns):
+        if role not in ("system", "user", "assistant"):
+            raise UserError(f"message {i} has the unknown role {role!r}: use user or assistant (or system, first)")
+        if role != "assistant" and not isinstance(content, str):
+            raise UserError(f"message {i}: the content of a {role} message must be a string")
+    if turns[0][0] == "system":
+        if len(turns) == 1:
+            raise UserError("the conversation has only a system message: a user message must follow it")
+        if turns[1][0] == "user":
+            turns[:2] = [("user", f"{turns[0][1]}\n\n{turns[1][1]}")]
+    for i, (role, _) in enumerate(turns):
+        wanted = "assistant" if i % 2 else "user"
+        if role != wanted:
+            raise UserError(f"turn {i} of the conversation is from {role}, not {wanted}: user and assistant must alternate")
+    return turns
+
+
+# ---------------------------------------------------------------------------------------------------- tokenizer
+
+
+class RustBPETokenizer:
+    """A byte-pair-encoding tokenizer with chat special tokens; merges learned by `rustbpe`, encoding by tiktoken."""
+
+    trainer_name = "rust"
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int], trainer: str = ""):
+        """`ranks`: token bytes -> id, dense from 0; `special_tokens`: name -> id. Most callers want a classmethod."""
+        self.pattern = pattern
+        self.trainer = trainer or self.trainer_name
+        self._ranks = sorted(ranks.items(), key=lambda item: item[1])
+        self._special = dict(special_tokens)
+        self._encoding = tiktoken.Encoding(
+            "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self._special
+        )
+
+    @classmethod
+    def train_from_iterator(
+        cls, texts: Iterable[str], vocab_size: int, pattern: str = SPLIT_PATTERN
+    ) -> RustBPETokenizer:
+        """Learn a vocabulary of `vocab_size` ids in all, special tokens included, from texts read once.
+
+        A corpus with fewer distinct pairs than that gives a smaller vocabulary and a warning.
+        """
+        num_ranks = vocab_size - len(SPECIAL_TOKENS)
+        if num_ranks < 256:
+            least = 256 + len(SPECIAL_TOKENS)
+            raise UserError(f"--vocab_size={vocab_size} is too small: the bytes and special tokens alone need {least}")
+        ranks = cls._learn((_valid_unicode(text) for text in texts), num_ranks, pattern)
+        return cls(ranks, pattern, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
+
+    @staticmethod
+    def _learn(texts: Iterator[str], num_ranks: int, pattern: str) -> dict[bytes, int]:
+        try:
+            from rustbpe import Tokenizer  # absent without a Rust toolchain: everything but this method works then
+        except ImportError as e:
+            raise UserError(
+                "rustbpe is not built: `maturin develop --release -m rustbpe/Cargo.toml`, or use --trainer=huggingface"
+            ) from e
+        tokenizer = Tokenizer()
+        tokenizer.train_from_iterator(texts, num_ranks, pattern=pattern)
+        return dict(tokenizer.get_mergeable_ranks())
+
+    # ------------------------------------------------------------------------------------------- save and load
+
+    def _ranks_text(self) -> str:
+        return "".join(f"{base64.b64encode(token).decode('ascii')} {rank}\n" for token, rank in self._ranks)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over ranks, pattern and special tokens: equal fingerprints encode alike."""
+        return _fingerprint(self._ranks_text(), self.pattern, self._special)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the two files of the format into `directory`; the config, written last, makes them valid."""
+        config = {
+            "pattern": self.pattern,
+            "special_tokens": self._special,
+            "trainer": self.trainer,
+            "sha256": self.fingerprint(),
+        }
+        atomic_write(Path(directory) / RANKS_FILE, self._ranks_text())
+        atomic_write(Path(directory) / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> RustBPETokenizer:
+        """Load what `save` wrote, whichever trainer made it; refuse it when its hash does not match."""
+        ranks_file, config_file = Path(directory) / RANKS_FILE, Path(directory) / CONFIG_FILE
+        for path in (ranks_file, config_file):
+            if not path.is_file():
+                raise UserError(f"no tokenizer here: {path} is missing; run python -m scripts.tok_train")
+        remedy = "restore the folder or train the tokenizer again"
+        try:
+            config = json.loads(config_file.read_bytes())
+            pattern, special = config["pattern"], config["special_tokens"]
+            ranks_text = ranks_file.read_bytes().decode("ascii", errors="replace")
+            intact = _fingerprint(ranks_text, pattern, special) == config["sha256"]
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{config_file} is damaged: {remedy}") from e
+        if not intact:
+            raise UserError(f"{ranks_file} does not match the sha256 in {CONFIG_FILE}, one was changed: {remedy}")
+        lines = (line.split() for line in ranks_text.splitlines())
+        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+        return cls(ranks, pattern, special, config.get("trainer", ""))
+
+    # --------------------------------------------------------------------------------------------- vocabulary
+
+    def get_vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._ranks) + len(self._special)
+
+    def get_special_tokens(self) -> list[str]:
+        """Names of the special tokens, in the order of their ids."""
+        return sorted(self._special, key=self._special.__getitem__)
+
+    def encode_special(self, name: str) -> int:
+        """Id of a special token: `encode_special("<|bos|>")`. KeyError for any other text."""
+        return self._special[name]
+
+    def get_bos_token_id(self) -> int:
+        """Id of `<|bos|>`."""
+        return self._special["<|bos|>"]
+
+    def id_to_token(self, id: int) -> str:
+        """The text of one id (bytes that are no whole character show as U+FFFD)."""
+        return self.decode([id])
+
+    def token_bytes(self) -> list[int]:
+        """Length of every id in raw bytes, 0 for special tokens: the denominators of bits per byte.
+
+        Lengths come from the bytes themselves: half a character decoded to text would count as three (U+FFFD).
+        """
+        return [len(token) for token, _ in self._ranks] + [0] * len(self._special)
+
+    # --------------------------------------------------------------------------------------- encode and decode
+
+    def encode(
+        self,
+        text: str | list[str],
+        prepend: int | str | None = None,
+        append: int | str | None = None,
+        num_threads: int = 8,
+    ) -> list[int] | list[list[int]]:
+        """Ids of one text, or of each text of a list (on `num_threads` threads). The text is ordinary text always.
+
+        `prepend` and `append`: an id or the name of a special token, put before and after every text.
+        `encode("hi", prepend="<|bos|>") -> [65527, 5303]`
+        """
+        before = [] if prepend is None else [self._id_of(prepend)]
+        after = [] if append is None else [self._id_of(append)]
+        if isinstance(text, str):
+            return before + self._encode_ordinary(text) + after
+        parts = [_parts(one) for one in text]
+        encoded = iter(self._encoding.encode_ordinary_batch([p for one in parts for p in one], num_threads=num_threads))
+        rows = []
+        for one in parts:
+            row = list(before)
+            for _ in one:
+                row += next(encoded)
+            rows.append(row + after)
+        return rows
+
+    __call__ = encode
+
+    def _id_of(self, token: int | str) -> int:
+        return self.encode_special(token) if isinstance(token, str) else int(token)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in _parts(text):
+            ids += self._encoding.encode_ordinary(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD. Special tokens show as their names."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Bytes of ids, exactly: what a streaming reader needs to cut at whole characters."""
+        return self._encoding.decode_bytes(ids)
+
+    # -------------------------------------------------------------------------------------------- conversations
+
+    def render_conversation(self, conversation: dict, max_tokens: int | None = 2048) -> tuple[list[int], list[int]]:
+        """`(ids, mask)` of a conversation, cut after `max_tokens` (None: never); mask 1: what the model learns to say.
+
+        <|bos|> (<|user_start|> question <|user_end|> <|assistant_start|> answer <|assistant_end|>) ...
+        mask 1: the assistant's text, its tool calls with <|python_start|> and <|python_end|>, <|assistant_end|>;
+        mask 0: everything else, tool output included, for the engine writes that itself.
+        """
+        ids: list[int] = []
+        mask: list[int] = []
+
+        def add(tokens: list[int], supervised: int) -> None:
+            ids.extend(tokens)
+            mask.extend([supervised] * len(tokens))
+
+        def special(name: str) -> list[int]:
+            return [self._special[name]]
+
+        add(special("<|bos|>"), 0)
+        for role, content in _checked_messages(conversation):
+            if role == "user":
+                add(special("<|user_start|>") + self._encode_ordinary(content) + special("<|user_end|>"), 0)
+                continue
+            add(special("<|assistant_start|>"), 0)
+            for kind, tokens in self._assistant_parts(content):
+                if kind == "python":
+                    add(special("<|python_start|>") + tokens + special("<|python_end|>"), 1)
+                elif kind == "python_output":
+                    add(special("<|output_start|>") + tokens + special("<|output_end|>"), 0)
+                else:
+                    add(tokens, 1)
+            add(special("<|assistant_end|>"), 1)
+        return ids[:max_tokens], mask[:max_tokens]
+
+    def _assistant_parts(self, content: str | list[dict]) -> Iterator[tuple[str, list[int]]]:
+        """`(kind, ids)` of each part of an assistant message; a plain string is one part of text."""
+        if not isinstance(content, (str, list)):
+            raise UserError("the content of an assistant message must be a string or a list of parts")
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+            if kind not in ("text", "python", "python_output") or not isinstance(text, str):
+                raise UserError(
+                    f'part {str(part)[:60]!r} of an assistant message: expected {{"type": "text", "python" or '
+                    '"python_output", "text": string}'
+                )
+            yield kind, self._encode_ordinary(text)
+
+    def render_for_completion(self, conversation: dict) -> list[int]:
+        """Ids that ask for the last assistant message: it is dropped, the ids end with <|assistant_start|>."""
+        turns = _checked_messages(conversation)
+        if turns[-1][0] == "assistant":
+            turns = turns[:-1]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        ids, _ = self.render_conversation({"messages": messages}, max_tokens=None)
+        return [*ids, self._special["<|assistant_start|>"]]
+
+    def visualize_tokenization(self, ids: Sequence[int], mask: Sequence[int], with_token_id: bool = False) -> str:
+        """The tokens for a terminal, apart by `|`: green where the mask is 1, red where it is 0."""
+        shown = []
+        for id, supervised in zip(ids, mask, strict=True):
+            number = f"\033[90m({id})\033[0m" if with_token_id else ""
+            shown.append(f"\033[{92 if supervised else 91}m{self.id_to_token(id)}\033[0m{number}")
+        return "|".join(shown)
+
+
+class HuggingFaceTokenizer(RustBPETokenizer):
+    """The same tokenizer, its merges learned by the `tokenizers` library: slower, but it needs no Rust toolchain."""
+
+    trainer_name = "huggingface"
+
+    @staticmethod
+    def _learn(texts: Iterator[str], num_ranks: int, pattern: str) -> dict[bytes, int]:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trained = Tokenizer(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])
+        trainer = trainers.BpeTrainer(vocab_size=num_ranks, show_progress=False, initial_alphabet=alphabet)
+        trained.train_from_iterator(texts, trainer)
+        # The library writes each byte as a printable character, in an order of its own; we give the bytes 0..255.
+        byte_of = byte_level_characters()
+        ranks = {bytes([b]): b for b in range(256)}
+        for left, right in json.loads(trained.to_str())["model"]["merges"]:
+            ranks.setdefault(bytes(byte_of[c] for c in left + right), len(ranks))
+        if len(ranks) < num_ranks:
+            warnings.warn(
+                f"the corpus holds too few distinct pairs: {len(ranks) - 256} merges learned instead of "
+                f"{num_ranks - 256}, the vocabulary is smaller than asked",
+                stacklevel=3,
+            )
+        return ranks
+
+
+def byte_level_characters() -> dict[str, int]:
+    """GPT-2's printable stand-ins: character -> byte. Visible Latin-1 stands for itself, the others follow from 256."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+# ------------------------------------------------------------------------------------------------- which one, where
+
+
+def pick_tokenizer_class(trainer: str = "auto") -> type[RustBPETokenizer]:
+    """The class for `trainer`: "rust", "huggingface", or "auto" = rust where it is built (a printed line where not)."""
+    if trainer == "auto":
+        try:
+            from rustbpe import Tokenizer  # noqa: F401 (not `import rustbpe`: the source folder alone would satisfy that)
+        except ImportError:
+            print0("rustbpe is not built: the tokenizer trains through HuggingFace tokenizers (same format, slower)")
+            return HuggingFaceTokenizer
+        return RustBPETokenizer
+    classes = {"rust": RustBPETokenizer, "huggingface": HuggingFaceTokenizer}
+    if trainer not in classes:
+        raise UserError(f"--trainer={trainer} is unknown: choose auto, rust or huggingface")
+    return classes[trainer]
+
+
+def get_tokenizer() -> RustBPETokenizer:
+    """The tokenizer that `scripts.tok_train` left under the base directory."""
+    return RustBPETokenizer.from_directory(get_base_dir() / "tokenizer")
+
+
+def get_token_bytes(device: str = "cpu"):
+    """`get_tokenizer().token_bytes()` as an int64 tensor (vocab_size,) on `device`."""
+    import torch
+
+    return torch.tensor(get_tokenizer().token_bytes(), dtype=torch.int64, device=device)

@@ -1,0 +1,94 @@
+"""How well the base model predicts text: bits per byte on training and validation text, and a few samples.
+
+    python -m scripts.base_loss
+    python -m scripts.base_loss --model_tag=d4 --data=my_texts --split_tokens=200000
+
+Reads a base checkpoint, writes the stage "base_loss" of the report. A training figure far below the validation figure
+means that the model has learnt its text by heart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from nanochat import configurator
+from nanochat.checkpoint_manager import load_model
+from nanochat.common import UserError, compute_cleanup, compute_init, print0, resolve_dtype
+from nanochat.dataloader import tokenizing_distributed_data_loader_with_state
+from nanochat.dataset import text_iterator
+from nanochat.engine import Engine
+from nanochat.loss_eval import LossResult, evaluate_loss
+from nanochat.report import get_report
+
+PROMPT_WORDS, SAMPLES, SAMPLE_TOKENS = 6, 4, 48
+
+
+@dataclass
+class Config:
+    """Measure a base model."""
+
+    data: str = "pocket"
+    """Where text comes from: pocket, hub, or a folder of your own."""
+    split_tokens: int = 1_000_000
+    """Tokens of each split to measure on at most."""
+    device_batch_size: int = 32
+    """Rows a forward pass: lower it when memory runs out, the result stays the same."""
+    model_tag: str = ""
+    """Name of the model (default: the largest)."""
+    step: int = -1
+    """Step of the checkpoint (-1: the last)."""
+    dtype: str = "auto"
+    """Compute dtype: auto, bfloat16 or float32."""
+    device_type: str = ""
+    """cpu, cuda or mps (default: the best there is)."""
+    seed: int = 42
+    """Which training text is measured: the order of the loader."""
+
+
+def measure(model: Any, tokenizer: Any, split: str, config: Config, rank: int, world_size: int) -> LossResult:
+    """The loss over about `split_tokens` tokens of a split, shared among the ranks."""
+    B, T = config.device_batch_size, model.config.sequence_len
+    batches = tokenizing_distributed_data_loader_with_state(
+        tokenizer, B, T, split, data=config.data, device=model.get_device(), seed=config.seed, rank=rank,
+        world_size=world_size)
+    with batches:
+        wanted = max(1, config.split_tokens // (B * T * world_size))
+        return evaluate_loss(model, islice(batches, wanted), tokenizer.token_bytes(), tokenizer.get_bos_token_id())
+
+
+def sample(model: Any, tokenizer: Any, data: str) -> Iterator[dict[str, str]]:
+    """Greedy continuations of how the first validation documents begin."""
+    openings = [" ".join(text.split()[:PROMPT_WORDS]) for text in islice(text_iterator(data, "val"), SAMPLES)]
+    prompts = [tokenizer.encode(opening, prepend=tokenizer.get_bos_token_id()) for opening in openings]
+    completions, _ = Engine(model, tokenizer).generate_batch(prompts, max_tokens=SAMPLE_TOKENS, temperature=0.0)
+    for opening, ids in zip(openings, completions, strict=True):
+        yield {"prompt": opening, "completion": tokenizer.decode(ids)}
+
+
+def main(config: Config) -> None:
+    if config.split_tokens < 1 or config.device_batch_size < 1:
+        raise UserError("--split_tokens and --device_batch_size must be at least 1")
+    start = time.monotonic()
+    _, rank, _, world_size, device = compute_init(config.device_type, config.seed)
+    dtype = resolve_dtype(config.dtype, device.type)
+    model, tokenizer, meta = load_model("base", device, "eval", config.model_tag, config.step, dtype)
+    result: dict[str, Any] = {"config": asdict(config), "data": config.data, "model": meta["parent"]}
+    for split in ("train", "val"):
+        loss = measure(model, tokenizer, split, config, rank, world_size)
+        result |= {f"{split}_bpb": loss.bpb, f"{split}_loss": loss.nats_per_token, f"{split}_tokens": loss.tokens,
+                   f"{split}_bytes": loss.bytes}
+        print0(f"{split:5} {loss.bpb:.4f} bits per byte, {loss.nats_per_token:.4f} nats per token "
+               f"({loss.tokens:,} tokens, {loss.bytes:,} bytes of {config.data})")
+    result["samples"] = list(sample(model, tokenizer, config.data))
+    for one in result["samples"]:
+        print0(f"  {one['prompt']} ▸{one['completion']}")
+    get_report().log("base_loss", {**result, "seconds": time.monotonic() - start})
+    compute_cleanup()
+
+
+if __name__ == "__main__":
+    configurator.main(main, Config)

@@ -1,0 +1,325 @@
+"""Run the stages of a preset one after the other: the whole job, from text to a model that talks.
+
+A preset (runs/*.toml) lists its stages and holds one table of settings for each script, and [all] for every script:
+
+    preset = "pocket"
+    stages = ["tok_train", "base_train", "chat_eval --source=mid", "report"]
+    [all]
+    data = "pocket"
+    [base_train]
+    depth = 4
+
+Each stage is a process of its own, `python -m scripts.STAGE preset.toml FLAGS`, so what one leaves in memory cannot
+touch the next. A stage that has finished with the same settings, on the same output of the stages before it, is not
+run again; one that was interrupted goes on from its last save. Time and peak memory are measured from outside.
+
+Run: `python -m scripts.speedrun runs/pocket.toml`
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from nanochat.common import UserError, atomic_write, get_base_dir, print_banner, sha256_file
+from nanochat.configurator import load_toml, nearest
+from nanochat.report import MAKERS, Report
+
+RESUMABLE = ("base_train", "mid_train", "chat_sft", "chat_rl")  # gradient stages: they save as they go
+SOURCES = Path(__file__).resolve().parents[1]
+SAMPLE_EVERY = 0.5  # seconds between two looks at the memory
+
+
+@dataclass
+class Stage:
+    """One line of the preset's `stages`. `"chat_eval --source=mid"` -> name chat_eval_mid, script chat_eval."""
+
+    name: str
+    script: str
+    flags: list[str]
+    settings: dict  # its table and [all]: what its result depends on, besides the stages before it
+
+    @property
+    def module(self) -> str:
+        return "nanochat.report" if self.script == "report" else f"scripts.{self.script}"
+
+
+# --------------------------------------------------------------------------- the preset
+
+
+def config_fields(script: str) -> set[str] | None:
+    """Field names of a script's Config, read from its source: no script imports a script. None: cannot tell.
+
+    Reading them now means that a misspelt key fails in the first second and not after an hour.
+    """
+    return None if script == "report" else _fields_in(Path(__file__).with_name(f"{script}.py"), "Config")
+
+
+def _fields_in(path: Path, name: str) -> set[str] | None:
+    """Annotated fields of the class `name` of a source file and of its bases, which may come from other files of ours."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
+    for node in body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            fields = {f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
+            inherited = [_fields_in(path, base.id) if isinstance(base, ast.Name) else None for base in node.bases]
+            return None if None in inherited else fields.union(*inherited)  # type: ignore[arg-type]
+        if isinstance(node, ast.ImportFrom) and node.module and name in [alias.name for alias in node.names]:
+            return _fields_in(SOURCES.joinpath(*node.module.split(".")).with_suffix(".py"), name)
+    return None
+
+
+def _unknown(path: Path, what: str, name: str, known: set[str]) -> UserError:
+    return UserError(f"{path}: unknown {what} '{name}'{nearest(name, sorted(known))}")
+
+
+def load_preset(path: Path) -> tuple[str, list[Stage]]:
+    """Read a preset and check every name in it. Returns its name and its stages."""
+    preset = load_toml(path)
+    if not isinstance(preset.get("stages"), list) or not preset["stages"]:
+        raise UserError(f'{path} lists no stages: it needs a line like stages = ["tok_train", "base_train"]')
+    scripts = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__init__", "speedrun"} | {"report"}
+    stages = []
+    for line in preset["stages"]:
+        script, *flags = shlex.split(str(line)) or [""]
+        if script not in scripts:
+            raise _unknown(path, "stage", script, scripts)
+        source = [f.removeprefix("--source=") for f in flags if f.startswith("--source=")]
+        settings = {"all": preset.get("all", {}), script: preset.get(script, {})}
+        stages.append(Stage("_".join([script, *source]), script, flags, settings))
+    _check_tables(path, preset, scripts, {stage.script for stage in stages})
+    return str(preset.get("preset", path.stem)), stages
+
+
+def _check_tables(path: Path, preset: dict, scripts: set[str], used: set[str]) -> None:
+    """Every table belongs to a script, and every key in it to that script's Config ([all]: to any of them)."""
+    for table in preset:
+        if table not in {"preset", "stages", "all"} | scripts:
+            raise _unknown(path, "table or key", table, {"preset", "stages", "all"} | scripts)
+    fields = {script: config_fields(script) for script in used}
+    for script, known in fields.items():
+        for key in preset.get(script, {}):
+            if known is not None and key not in known:
+                raise _unknown(path, f"key in [{script}]:", key, known)
+    if fields and all(known is not None for script, known in fields.items() if script != "report"):
+        anywhere = set().union(*(known for known in fields.values() if known is not None))
+        for key in preset.get("all", {}):
+            if key not in anywhere:
+                raise _unknown(path, "key in [all]:", key, anywhere)
+
+
+# --------------------------------------------------------------------------- what is done already
+
+
+class Ledger:
+    """What this preset's stages have done so far: `speedrun/<preset>.json` under the base folder, written whole.
+
+    A record: {"hash": of all that the stage depends on, "finished", "report_sha256", "seconds", "peak_memory_bytes"}
+    """
+
+    def __init__(self, preset: str, report: Report) -> None:
+        self.preset, self.report = preset, report
+        self.path = get_base_dir() / "speedrun" / f"{preset}.json"
+        try:
+            self.records: dict[str, dict] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or not ours: then nothing counts as done
+            self.records = {}
+
+    def report_hash(self, name: str) -> str | None:
+        path = self.report.folder / f"{name}.json"
+        return sha256_file(path) if path.exists() else None
+
+    def done(self, name: str, key: str) -> bool:
+        """Finished with this very hash, and the report it left is still the one lying there."""
+        record = self.records.get(name, {})
+        return bool(record.get("finished") and record.get("hash") == key and record.get("report_sha256")
+                    and record["report_sha256"] == self.report_hash(name))  # fmt: skip
+
+    def how_to_start(self, name: str, key: str) -> str | None:
+        """The flag for a stage that saves as it goes: on with this same run, or over an earlier one of this preset.
+
+        None where this preset has nothing there yet: a run that a person made by hand is not ours to replace, and
+        the stage will say so.
+        """
+        if self.begun(name, key):
+            return "--resume"
+        return "--overwrite" if name in self.records else None
+
+    def begun(self, name: str, key: str) -> bool:
+        """Started with this very hash and not finished: what it saved can be gone on from."""
+        record = self.records.get(name, {})
+        return record.get("hash") == key and not record.get("finished")
+
+    def write(self, name: str, key: str, finished: bool, seconds: float = 0.0, peak: int = 0) -> None:
+        """Record an attempt. Time adds up over the attempts at the same thing: that is what it cost."""
+        old = self.records.get(name, {}) if self.begun(name, key) else {}
+        self.records[name] = {
+            "hash": key,
+            "finished": finished,
+            "report_sha256": self.report_hash(name) if finished else None,
+            "seconds": round(old.get("seconds", 0.0) + seconds, 2),
+            "peak_memory_bytes": max(old.get("peak_memory_bytes", 0), peak),
+        }
+        atomic_write(self.path, json.dumps(self.records, indent=1) + "\n")
+
+    def log(self, stages: list[Stage]) -> None:
+        """Leave the times and the memory to the report card (the report's own seconds are not in it)."""
+        records = {s.name: self.records[s.name] for s in stages if s.name in self.records and s.script != "report"}
+        measured = {n: {k: r[k] for k in ("seconds", "peak_memory_bytes")} for n, r in records.items()}
+        self.report.log("speedrun", {
+            "preset": self.preset,
+            "wall_seconds": round(sum(m["seconds"] for m in measured.values()), 2),
+            "peak_memory_bytes": max((m["peak_memory_bytes"] for m in measured.values()), default=0),
+            "stages": measured,
+        })  # fmt: skip
+
+
+def stage_hash(stage: Stage, before: str) -> str:
+    """Hash of all that decides a stage's result: its command, its settings, and `before`, the makers before it."""
+    text = json.dumps([stage.script, stage.flags, stage.settings, before], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+# --------------------------------------------------------------------------- running
+
+
+class Interrupted(Exception):
+    """A signal came and the running stage has ended. `args[0]` is the signal's number."""
+
+
+def tree_memory(floor: int) -> int:
+    """Memory of this process and all below it in bytes; `floor` if it is surely not above that.
+
+    Resident sizes count shared pages once a process (compile workers share hundreds of MiB of torch), proportional
+    sizes count them once, but are slow to read. Resident is never below proportional: only a sum of resident sizes
+    above the peak so far is worth the slow look.
+    """
+    me = psutil.Process()
+    processes = [me, *me.children(recursive=True)]
+    resident = proportional = 0
+    for slow in (False, True):
+        for process in processes:
+            try:
+                if slow:
+                    full = process.memory_full_info()
+                    proportional += getattr(full, "pss", full.rss)
+                else:
+                    resident += process.memory_info().rss
+            except psutil.Error:  # it has ended meanwhile, or is not ours to look into
+                continue
+        if resident <= floor:
+            return floor
+    return max(floor, proportional)
+
+
+def run_stage(command: list[str]) -> tuple[int, float, int]:
+    """Run one command to its end. Returns (exit code, seconds, peak bytes of the process tree).
+
+    SIGINT, SIGTERM and SIGHUP are passed on once each and the child is waited for: it saves. The child has a session
+    of its own, otherwise a terminal's Ctrl-C would reach it twice, and twice means "do not even save".
+    """
+    received: list[int] = []
+    began, peak = time.monotonic(), 0
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def pass_on(signum: int, _frame: object) -> None:
+        received.append(signum)
+        child.send_signal(signum)
+
+    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        while True:
+            peak = tree_memory(peak)
+            try:
+                code = child.wait(timeout=SAMPLE_EVERY)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if received:
+        raise Interrupted(received[0], time.monotonic() - began, peak)
+    return code, time.monotonic() - began, peak
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+
+
+def run_preset(path: Path) -> int:
+    """Run all stages of a preset that are not done yet. Returns the exit code."""
+    path = path.resolve()
+    preset, stages = load_preset(path)
+    report = Report(get_base_dir() / "report")
+    ledger = Ledger(preset, report)
+    began, before = time.monotonic(), ""
+    for i, stage in enumerate(stages, start=1):
+        head = f"[{i}/{len(stages)} {_clock(time.monotonic() - began)}] {stage.name}"
+        key = stage_hash(stage, before)
+        if stage.script != "report" and ledger.done(stage.name, key):
+            print(f"{head}: done before with the same settings, skipped", flush=True)
+        else:
+            command = [sys.executable, "-m", stage.module, str(path), *stage.flags]
+            start = ledger.how_to_start(stage.name, key) if stage.script in RESUMABLE else None
+            if start:
+                command.append(start)
+            print(f"{head}{': going on from its last save' if start == '--resume' else ''}", flush=True)
+            if stage.script == "report":
+                ledger.log(stages)
+                command.append(f"--out={Path.cwd()}")
+            else:
+                (report.folder / f"{stage.name}.json").unlink(missing_ok=True)  # an old figure must not pass for a new
+                ledger.write(stage.name, key, finished=False)
+            try:
+                code, seconds, peak = run_stage(command)
+            except Interrupted as stop:
+                signum, seconds, peak = stop.args
+                ledger.write(stage.name, key, finished=False, seconds=seconds, peak=peak)
+                print(f"\nStopped in {stage.name}. The same command goes on from here.", flush=True)
+                return 128 + signum
+            ledger.write(stage.name, key, finished=code == 0, seconds=seconds, peak=peak)
+            if code != 0:
+                print(f"{stage.name} failed with exit code {code}. Mend it and give the same command again: "
+                      "finished stages are skipped.", file=sys.stderr, flush=True)  # fmt: skip
+                return code if code > 0 else 128 - code
+        if stage.name in MAKERS:  # evaluations only look: a changed one makes nothing after it old
+            before = f"{key} {ledger.report_hash(stage.name)}"
+    _say_goodbye(report, stages, time.monotonic() - began)
+    return 0
+
+
+def _say_goodbye(report: Report, stages: list[Stage], seconds: float) -> None:
+    print(f"\nDone in {_clock(seconds)}. Checkpoints and reports: {report.folder.parent}")
+    if any(s.script == "report" for s in stages):
+        print(f"Report card: {Path.cwd() / 'report.md'} (and report.json)")
+    if any(s.script in RESUMABLE[1:] for s in stages):
+        python = Path(sys.executable)
+        python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+        print(f"Talk to it:  {python} -m scripts.chat_cli")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.speedrun", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("preset", type=Path, help="a preset file, e.g. runs/pocket.toml")
+    args = parser.parse_args(argv)
+    print_banner()
+    try:
+        return run_preset(args.preset)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

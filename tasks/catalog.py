@@ -1,0 +1,98 @@
+"""Every task by name: for the command line of training and evaluation.
+
+    python -m tasks.catalog                        the names
+    python -m tasks.catalog gsm8k                  size and a first row; also checks a file: my.jsonl
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nanochat.common import UserError
+from tasks.arc import ARC
+from tasks.common import Task, TaskMixture, task_dir
+from tasks.customjson import CustomJSON
+from tasks.gsm8k import GSM8K
+from tasks.mmlu import MMLU
+from tasks.smoltalk import SmolTalk
+from tasks.spellingbee import SimpleSpelling, SpellingBee
+
+
+def _custom(folder: str) -> Callable[..., Task]:
+    return lambda split, data, **kw: CustomJSON(task_dir(data) / folder / f"{split}.jsonl", **kw)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "smoltalk": SmolTalk,
+    "mmlu": lambda split, **kw: MMLU("all", split, **kw),
+    "arc_easy": lambda split, **kw: ARC("ARC-Easy", split, **kw),
+    "arc_challenge": lambda split, **kw: ARC("ARC-Challenge", split, **kw),
+    "gsm8k": lambda split, **kw: GSM8K("main", split, **kw),
+    "spellingbee": lambda split, **kw: SpellingBee(split=split, **kw),
+    "simplespelling": lambda split, **kw: SimpleSpelling(split=split, **kw),
+    "identity": _custom("identity"),
+    "world_qa": _custom("world_qa"),
+    "calculator": _custom("calculator"),
+    "world_mc": lambda split, **kw: ARC("ARC-Easy", split, **kw),
+}
+GENERATED = ("spellingbee", "simplespelling")  # these have a size instead of rows in a file
+ALIASES = {"spelling_bee": "spellingbee", "simple_spelling": "simplespelling"}
+ITEM = re.compile(r"(?P<name>.+?)(?:@(?P<split>\w+))?(?::(?P<rows>\d+))?(?:\*(?P<times>\d+))?")
+
+
+def make_task(name: str, data: str = "pocket", split: str = "train", **kw: Any) -> Task:
+    """The task called `name`, or CustomJSON for a path that ends in .jsonl (which has no splits).
+
+    `kw` goes to the task: start, stop, step, and size for the spelling tasks.
+    """
+    if name.endswith(".jsonl"):
+        return CustomJSON(name, **kw)
+    key = ALIASES.get(name, name)
+    if key not in TASKS:
+        near = difflib.get_close_matches(key.lower(), TASKS, n=1, cutoff=0)[0]
+        known = f"{', '.join(TASKS)}, or a .jsonl file"
+        raise UserError(f'there is no task "{name}": did you mean {near}? (tasks: {known})')
+    return TASKS[key](split=split, data=data, **kw)
+
+
+def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "train", seed: int = 42) -> TaskMixture:
+    """A mixture from `name[@split][:rows][*times]` items.
+
+    `["smoltalk:10000", "gsm8k*2", "spellingbee:5000", "arc_easy@validation"]`: the first 10 000 rows of SmolTalk, all
+    of GSM8K twice, 5 000 generated words, ARC's validation split.
+    """
+    if not items:
+        raise UserError("the mixture is empty: name at least one task")
+    tasks: list[Task] = []
+    for item in items:
+        found = ITEM.fullmatch(item.strip())
+        if found is None or found["times"] == "0" or found["rows"] == "0":
+            raise UserError(f'"{item}" is no mixture item: write name[@split][:rows][*times], as in gsm8k:1000*2')
+        name, rows = found["name"], found["rows"]
+        size_key = "size" if ALIASES.get(name, name) in GENERATED else "stop"
+        task = make_task(name, data, found["split"] or split, **({size_key: int(rows)} if rows else {}))
+        tasks += [task] * int(found["times"] or 1)
+    return TaskMixture(tasks, seed=seed)
+
+
+def main(name: str = "", data: str = "pocket", split: str = "train") -> None:
+    """List the tasks, or show how many rows one has and the first of them."""
+    if not name:
+        print("\n".join(TASKS))
+        return
+    task = make_task(name, data, split)
+    print(f"{name}: {len(task):,} rows ({task.eval_type or 'training only'})")
+    for message in task[0]["messages"]:
+        print(f"  {message['role']}: {message['content']}")
+
+
+if __name__ == "__main__":
+    import sys
+
+    try:
+        main(*sys.argv[1:4])
+    except UserError as e:
+        sys.exit(f"error: {e}")

@@ -1,0 +1,485 @@
+"""tasks/: slicing, mixing, each task's rows and grader, bad files. Real sets from NANOCHAT_TEST_DATA where given."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.common import UserError
+from nanochat.tokenizer import HuggingFaceTokenizer
+from tasks import common
+from tasks.arc import ARC
+from tasks.catalog import TASKS, make_task, parse_mixture
+from tasks.common import ParquetRows, Task, TaskMixture, TaskSequence, load_jsonl, render_mc
+from tasks.customjson import CustomJSON, contains_words
+from tasks.gsm8k import GSM8K, answer_parts, final_number
+from tasks.mmlu import MMLU
+from tasks.smoltalk import SmolTalk
+from tasks.spellingbee import ALPHABET, SimpleSpelling, SpellingBee, count_trace, is_test_word, spelled
+
+REAL = os.environ.get("NANOCHAT_TEST_DATA", "")
+needs_real = pytest.mark.skipif(not REAL, reason="NANOCHAT_TEST_DATA is not set")
+WORDS = "strawberry banana kiwi plum cherry apple peach grape lemon lime mango papaya melon orange fig quince pear"
+SHORT_WORDS = [f"{w}{end}" for w in WORDS.split() for end in ("", "s", "y", "ing", "ed", "er", "let", "ness", "ful")]
+
+
+def talk(user: str, assistant, **more) -> dict:
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"messages": messages, **more}
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """A small folder with every part of the layout, train and test."""
+    root = tmp_path_factory.mktemp("data")
+    mmlu = [{"subject": "s", "question": f"q{i}?", "choices": ["a", "b", "c."], "answer": i % 3} for i in range(9)]
+    for split in ("auxiliary_train", "dev", "val", "test"):
+        write_jsonl(root / f"mmlu/{split}.jsonl", mmlu)
+    arc = [{"id": str(i), "question": f"q{i}?", "choices": {"text": ["x", "y", "z", "w"], "label": list(labels)},
+            "answerKey": labels[i % 4]} for i, labels in enumerate(["ABCD", "1234"] * 4)]
+    gsm = [{"question": f"{i}+1?", "answer": f"{i}+1=<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(7)]
+    chat = [talk(f"hello {i}", f"hi {i}") for i in range(200)]
+    for split in ("train", "test"):
+        for level in ("easy", "challenge"):
+            write_jsonl(root / f"arc/arc_{level}_{split}.jsonl", arc)
+        write_jsonl(root / f"gsm8k/{split}.jsonl", gsm)
+        for name in ("identity", "world_qa", "calculator"):
+            rows = [talk(f"{name} {i}?", f"It is {i}.", answer=[str(i)]) for i in range(5)]
+            write_jsonl(root / f"{name}/{split}.jsonl", rows)
+    write_jsonl(root / "sft/chat.jsonl", chat)
+    (root / "words").mkdir()
+    (root / "words/words_alpha.txt").write_text("\n".join(SHORT_WORDS), encoding="utf-8")
+    return str(root)
+
+
+# --------------------------------------------------------------------------- slicing and mixing
+
+
+class Numbers(Task):
+    def __init__(self, n: int, tag: str = "", **slicing):
+        super().__init__(**slicing)
+        self.n, self.tag = n, tag
+
+    def num_examples(self):
+        return self.n
+
+    def get_example(self, index):
+        return talk(f"{self.tag}{index}", "ok")
+
+
+def numbers(task: Task) -> list[str]:
+    return [c["messages"][0]["content"] for c in task]
+
+
+# trap: slice-bounds
+@given(n=st.integers(0, 12), start=st.integers(0, 15), stop=st.none() | st.integers(0, 15), step=st.integers(1, 5))
+def test_slices_like_a_list(n, start, stop, step):
+    task = Numbers(n, start=start, stop=stop, step=step)
+    want = [str(i) for i in list(range(n))[start:stop:step]]
+    assert len(task) == len(want)
+    assert numbers(task) == want == [task[i]["messages"][0]["content"] for i in range(len(task))]
+    with pytest.raises(IndexError):
+        task[len(want)]
+
+
+@pytest.mark.parametrize("bad", [{"start": -1}, {"stop": -1}, {"step": 0}])
+def test_impossible_slices_are_refused(bad):
+    with pytest.raises(UserError):
+        Numbers(3, **bad)
+
+
+def test_mixture_is_a_fixed_permutation_of_all_examples():
+    tasks = [Numbers(5, "a"), Numbers(3, "b"), Numbers(3, "b"), Numbers(0, "c")]
+    mixed = numbers(TaskMixture(tasks))
+    assert sorted(mixed) == sorted([f"a{i}" for i in range(5)] + [f"b{i}" for i in range(3)] * 2)
+    assert mixed == numbers(TaskMixture(tasks))
+    assert mixed != numbers(TaskMixture(tasks, seed=1))
+    assert mixed != numbers(TaskSequence(tasks))
+    assert numbers(TaskMixture(tasks, start=2, stop=4)) == mixed[2:4]
+
+
+def test_sequence_keeps_the_order():
+    assert numbers(TaskSequence([Numbers(2, "a"), Numbers(0, "b"), Numbers(2, "c", start=1)])) == ["a0", "a1", "c1"]
+
+
+# --------------------------------------------------------------------------- every task grades its own gold as right
+
+
+def gold_text(conversation: dict) -> str:
+    content = conversation["messages"][-1]["content"]
+    return content if isinstance(content, str) else "".join(p["text"] for p in content if p["type"] == "text")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "smoltalk"])
+def test_gold_is_right_and_what_is_mangled_is_wrong(name, split, data):
+    task = make_task(name, data, split, stop=20)
+    assert len(task) > 0 and task.eval_type in ("categorical", "generative")
+    for conversation in task:
+        common.check_conversation(conversation)
+        gold = gold_text(conversation)
+        assert task.evaluate(conversation, gold) is True
+        for wrong in ("", "####", "no idea", "€ßй", gold[: len(gold) // 2 - 2], "Z"):
+            assert task.evaluate(conversation, wrong) is False, (gold, wrong)
+
+
+def test_training_only_tasks_say_so(data):
+    task = make_task("smoltalk", data, "train")
+    assert task.eval_type is None
+    with pytest.raises(UserError, match="SmolTalk"):
+        task.evaluate(task[0], "hi")
+
+
+# --------------------------------------------------------------------------- multiple choice
+
+
+# trap: letter-space
+@pytest.mark.parametrize("choices", [["red", "soup.", "12", "what?", "(so)", " a=b "], ["x", "Y", "é", "…"]])
+def test_the_letter_in_the_list_is_the_token_of_the_answer(choices):
+    question = render_mc("Which?", choices)
+    # a tokenizer that has merged everything it could: were "=A" one piece, it would be one token here
+    tokenizer = HuggingFaceTokenizer.train_from_iterator([question, "red=A red= A"] * 50, vocab_size=310)
+    assert len(tokenizer.encode("red=A")) < len(tokenizer.encode("red")) + 2  # merging did happen
+    ids = tokenizer.encode(question)
+    equals = tokenizer.encode(" =")
+    for letter in common.LETTERS[: len(choices)]:
+        (letter_token,) = tokenizer.encode(letter)
+        pairs = [ids[i : i + len(equals) + 1] for i in range(len(ids))]
+        assert pairs.count([*equals, letter_token]) == 1
+
+
+def test_multiple_choice_rows(data):
+    for task in (MMLU("all", "test", data=data), ARC("ARC-Easy", "test", data=data)):
+        conversation = task[0]
+        question, answer = (m["content"] for m in conversation["messages"])
+        assert answer in conversation["letters"] and len(answer) == 1
+        assert all(f" ={letter}\n" in question for letter in conversation["letters"])
+        others = [letter for letter in conversation["letters"] if letter != answer]
+        assert not any(task.evaluate(conversation, letter) for letter in [*others, answer.lower(), f"{answer}."])
+    assert len(MMLU("auxiliary_train", "train", data=data)) == len(MMLU(split="validation", data=data)) == 9
+
+
+def test_numbered_choices_are_asked_by_letter(data):
+    rows = {r["question"]: r["answerKey"] for r in load_jsonl(Path(data) / "arc/arc_easy_test.jsonl")}
+    for conversation in ARC("ARC-Easy", "test", data=data):
+        question = conversation["messages"][0]["content"].split("\n")[0].removeprefix("Multiple choice question: ")
+        assert conversation["messages"][1]["content"] == dict(zip("ABCD1234", "ABCDABCD"))[rows[question]]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"answer": 3}, "counted from 0"), ({"answer": "A"}, '"answer"'), ({"choices": ["a"]}, '"choices"'),
+    ({"question": None}, '"question"'), ({"choices": [1, 2]}, "strings"),
+])  # fmt: skip
+def test_bad_mmlu_rows_name_file_and_line(change, message, tmp_path):
+    good = {"subject": "s", "question": "q", "choices": ["a", "b", "c"], "answer": 1}
+    path = write_jsonl(tmp_path / "mmlu/test.jsonl", [good, {**good, **change}])
+    with pytest.raises(UserError, match=message) as error:
+        MMLU(data=str(tmp_path))
+    assert f"{path}:2:" in str(error.value)
+
+
+# --------------------------------------------------------------------------- GSM8K
+
+
+def test_calculator_marks_become_tool_parts():
+    parts = answer_parts("A 12/60 = $<<12/60=0.2>>0.2.\n<<(1+2)*3=9>>9\n#### 9")
+    assert [(p["type"], p["text"]) for p in parts] == [
+        ("text", "A 12/60 = $"), ("python", "12/60"), ("python_output", "0.2"), ("text", "0.2.\n"),
+        ("python", "(1+2)*3"), ("python_output", "9"), ("text", "9\n#### 9"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, number", [
+    ("#### 18", "18"), ("so\n#### 1,200", "1200"), ("####$1,200.50", "1200.5"), ("#### -3", "-3"), ("#### 5.", "5"),
+    ("#### 1 no\n#### 2", "2"), ("#### .5", "0.5"), ("#### 18.00", "18"), ("#### 3\n", "3"), ("#### 7 #### x", "7"),
+    ("18", None), ("####", None), ("#### many", None), ("#### 1/2", None), ("#### 12/5", None), ("####\n\n5", None),
+    ("", None), ("#### 1.2.3", None),
+])  # fmt: skip
+def test_final_number(text, number):
+    assert final_number(text) == (None if number is None else final_number(f"#### {number}"))
+    assert (final_number(text) is None) == (number is None)
+
+
+def test_commas_do_not_matter_and_the_last_mark_counts(tmp_path):
+    write_jsonl(tmp_path / "gsm8k/test.jsonl", [{"question": "q", "answer": "x <<1000+200=1200>>1200\n#### 1,200"}])
+    task = GSM8K(data=str(tmp_path))
+    for right in ("#### 1200", "#### 1,200", "####1200", "#### 7\n#### 1200"):
+        assert task.evaluate(task[0], right)
+    for wrong in ("1200", "#### 1201", "#### 12", "#### 1200\n#### 7", "#### -1200"):
+        assert not task.evaluate(task[0], wrong)
+
+
+# --------------------------------------------------------------------------- spelling
+
+
+def test_the_trace():
+    assert spelled("cab") == "cab: c a b"
+    assert count_trace("strawberry", "r") == (
+        "strawberry: s t r a w b e r r y. Count r: s0 t0 r1 a1 w1 b1 e1 r2 r3 y3."
+    )
+
+
+# trap: seed-sign
+@pytest.mark.parametrize("kind", [SpellingBee, SimpleSpelling])
+def test_training_and_test_words_never_meet(kind, data):
+    def asked(split: str) -> tuple[set, list]:
+        examples = list(kind(400, split, data=data))
+        return {gold_text(c).split(":")[0] for c in examples}, [str(c["messages"]) for c in examples]
+
+    (train, train_rows), (test, test_rows) = asked("train"), asked("test")
+    assert train and test and not train & test
+    assert not any(map(is_test_word, train)) and all(map(is_test_word, test))
+    assert train_rows == asked("train")[1]  # the same in every run
+    # not one generator mirrored: the same index picks another letter or phrase even where lists had the same length
+    assert [r.split("'content': ")[1][:9] for r in train_rows] != [r.split("'content': ")[1][:9] for r in test_rows]
+
+
+# trap: letter-space
+def test_every_letter_has_exactly_one_space_before_it(data):
+    for conversation in SpellingBee(200, data=data):
+        text, call, output, final = (p["text"] for p in conversation["messages"][1]["content"])
+        word, letters = text.split(". Count")[0].split(": ")
+        assert letters.split(" ") == list(word) and "  " not in text and text == text.strip()
+        letter = call[-3]
+        assert call == f"'{word}'.count('{letter}')" and output == str(word.count(letter)) and final == f"#### {output}"
+
+
+def test_letters_are_mostly_in_the_word_but_not_always(data):
+    outputs = [c["messages"][1]["content"][2]["text"] for c in SpellingBee(1000, data=data)]
+    assert 0.03 < outputs.count("0") / len(outputs) < 0.2
+
+
+def test_phrasings_are_many_and_name_word_and_letter(data):
+    users = [(c["messages"][0]["content"], c["messages"][1]["content"][1]["text"]) for c in SpellingBee(600, data=data)]
+    frames = set()
+    for user, call in users:
+        word, letter = call.split("'")[1], call[-3]
+        assert word in user and letter in ALPHABET and "{" not in user
+        frames.add(user.replace(word, "W").replace(f" {letter}", " L"))
+    assert len(frames) > 60 and sum(user == user.lower() for user, _ in users) > 100
+
+
+def test_the_number_alone_is_not_enough(data):
+    task = SpellingBee(50, "test", data=data)
+    for conversation in task:
+        trace, _, count, final = (p["text"] for p in conversation["messages"][1]["content"])
+        assert task.evaluate(conversation, f"{trace}{final}") and task.evaluate(conversation, f" {trace}\n{final}\n")
+        for wrong in (final, trace, f"{trace}#### {int(count) + 1}", f"{trace[:-1]}{final}", trace[1:] + final,
+                      trace.replace(": ", ":  ", 1) + final, f"{trace}{final}\n#### 99"):  # fmt: skip
+            assert not task.evaluate(conversation, wrong)
+
+
+def test_word_lists_keep_plain_words_only(tmp_path):
+    (tmp_path / "words").mkdir()
+    path = tmp_path / "words/words_alpha.txt"
+    path.write_text("A\nab\nDog\nx1y\ncafé\n" + "z" * 40 + "\nplain\n" + "\n".join(SHORT_WORDS), encoding="utf-8")
+    words = set(SpellingBee(data=str(tmp_path)).words) | set(SpellingBee(split="test", data=str(tmp_path)).words)
+    assert words == {"plain", *SHORT_WORDS}
+    with pytest.raises(UserError, match="split"):
+        SpellingBee(split="val", data=str(tmp_path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"words_alpha\.txt"):
+        from tasks.spellingbee import load_words
+
+        load_words.cache_clear()
+        SpellingBee(data=str(tmp_path))
+
+
+# --------------------------------------------------------------------------- SmolTalk
+
+
+def users_of(task: Task) -> list[str]:
+    return [c["messages"][0]["content"] for c in task]
+
+
+def test_hash_split_is_disjoint_and_complete(data):
+    train, test = users_of(SmolTalk("train", data=data)), users_of(SmolTalk("test", data=data))
+    assert not set(train) & set(test) and len(train) + len(test) == 200 and 1 <= len(test) <= 25
+
+
+def test_hash_split_goes_by_content_not_by_place(tmp_path):
+    rows = [talk(f"hello {i}", "hi") for i in range(100)]
+    write_jsonl(tmp_path / "one/sft/a.jsonl", rows)
+    write_jsonl(tmp_path / "two/sft/b.jsonl", rows[::-1] + rows)  # everything twice, in another order
+    one, two = (set(users_of(SmolTalk("test", data=str(tmp_path / d)))) for d in ("one", "two"))
+    assert one == two and one
+    assert not one & set(users_of(SmolTalk("train", data=str(tmp_path / "two"))))
+
+
+def test_named_test_files_win(tmp_path):
+    for name, text in [("a.jsonl", "a"), ("b_val.jsonl", "b"), ("c_test.jsonl", "c"), ("latest.jsonl", "d")]:
+        write_jsonl(tmp_path / "sft" / name, [talk(text, "hi")])
+    assert sorted(users_of(SmolTalk("train", data=str(tmp_path)))) == ["a", "d"]
+    assert sorted(users_of(SmolTalk("test", data=str(tmp_path)))) == ["b", "c"]
+
+
+# --------------------------------------------------------------------------- CustomJSON and files
+
+
+@pytest.mark.parametrize("text, wanted, found", [
+    ("I live in Fern Lane 12.", "fern lane", True), ("Mira's cat", "Mira", True), ("Ferns", "fern", False),
+    ("It costs 1,200 coins", "1200", True), ("It costs 1200.50", "1200.5", True), ("3.5", "5", False),
+    ("3.5", "3", False), ("it is 112", "12", False), ("-7", "7", False), ("-7", "-7", True), ("7", "-7", False),
+    ("12-5 is 7", "5", True), ("3-5 years", "5", True), ("blue lake", "lake blue", False), ("", "x", False),
+    ("STRASSE", "straße", True), ("a b c", "a c", False), ("x", "", False), ("０.５", "0.5", True), ("7.0", "7", True),
+    ("a\u2028b", "a b", True),
+])  # fmt: skip
+def test_contains_words(text, wanted, found):
+    assert contains_words(text, wanted) is found
+
+
+def test_custom_json_rows(tmp_path):
+    rows = [talk("q", "Paris it is", answer=["paris", "Lutetia"]), talk("q", "a")["messages"],
+            talk("q", [{"type": "text", "text": "4"}], answer="4")]  # fmt: skip
+    path = write_jsonl(tmp_path / "my.jsonl", rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n  \n")  # a BOM before, blank lines behind
+    task = CustomJSON(path)
+    assert len(task) == 3 and task[1]["messages"] == rows[1]
+    assert task.evaluate(task[0], "In LUTETIA!") and not task.evaluate(task[0], "In London")
+    assert task.evaluate(task[2], "It is 4.") and not task.evaluate(task[2], "It is 44.")
+    with pytest.raises(UserError, match=r"my\.jsonl.*answer"):
+        task.evaluate(task[1], "a")
+    assert len(make_task(str(path), stop=2)) == 2
+
+
+U, A, S = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
+
+
+@pytest.mark.parametrize("line, message", [
+    ("{", "mend or remove"), ('"text"', '"messages"'), ('{"messages": []}', '"messages"'), ("{}", '"messages"'),
+    ([A, U], "'assistant' where 'user'"), ([U, U], "'user' where 'assistant'"), ([U], "end with an assistant"),
+    ([S], "end with an assistant"), ([U, A, S], "'system'"), ([U, A, U], "end with"), (["x"], "message 1"),
+    ([S, U, A, A], "message 4"), ([U, {"role": "assistant", "content": " "}], "message 2: content is empty"),
+    ([U, {"role": "assistant", "content": 5}], "string, not int"), ([{"role": "bot", "content": "x"}, A], "'bot'"),
+    ([U, {"role": "assistant", "content": [{"type": "code", "text": "x"}]}], "part"),
+    ([{"role": "user", "content": [{"type": "text", "text": "x"}]}, A], "string, not list"),
+    ({"messages": [U, A], "answer": []}, '"answer"'), ({"messages": [U, A], "answer": ["!"]}, '"answer"'),
+    ("[" * 100_000, "mend or remove"),
+])  # fmt: skip
+def test_bad_custom_rows_name_file_and_line(line, message, tmp_path):
+    path = tmp_path / "my.jsonl"
+    line = line if isinstance(line, str) else json.dumps(line)
+    path.write_text(json.dumps([U, A]) + "\n\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        CustomJSON(path)
+    assert f"{path}:3: " in str(error.value) and "\n" not in str(error.value)
+
+
+# trap: encoding
+def test_files_that_cannot_be_read(tmp_path):
+    bad = tmp_path / "latin.jsonl"
+    bad.write_bytes(json.dumps([U, A]).encode() + b'\n"caf\xe9"\n')
+    for path, message in [(bad, r"latin\.jsonl:2: .*UTF-8"), (tmp_path / "no.jsonl", "missing.*latin")]:
+        with pytest.raises(UserError, match=message):
+            CustomJSON(path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no rows"):
+        CustomJSON(tmp_path / "empty.jsonl")
+
+
+def test_line_separators_inside_strings_do_not_end_a_line(tmp_path):
+    path = tmp_path / "u.jsonl"
+    path.write_text(json.dumps([{"role": "user", "content": "a\u2028b"}, A], ensure_ascii=False), encoding="utf-8")
+    assert CustomJSON(path)[0]["messages"][0]["content"] == "a\u2028b"
+
+
+# --------------------------------------------------------------------------- the catalog and the hub
+
+
+def test_every_name_makes_a_task_and_unknown_ones_suggest(data):
+    for name in TASKS:
+        for split in ("train", "test"):
+            assert len(make_task(name, data, split)) > 0
+    assert isinstance(make_task("spelling_bee", data, "test"), SpellingBee)
+    with pytest.raises(UserError, match="did you mean gsm8k"):
+        make_task("gms8k", data)
+    with pytest.raises(UserError, match="missing"):
+        make_task("arc_easy", data, "validation")
+
+
+def test_mixture_items(data, tmp_path):
+    path = write_jsonl(tmp_path / "my.jsonl", [[U, A]] * 3)
+    mixture = parse_mixture(["gsm8k*2", "spellingbee:50", "smoltalk:30*2", "mmlu@dev:4", f"{path}:2*3"], data, "train")
+    assert len(mixture) == 2 * 7 + 50 + 60 + 4 + 6
+    assert [len(t) for t in mixture.tasks] == [7, 7, 50, 30, 30, 4, 2, 2, 2]
+    for bad in ([], ["gsm8k:0"], ["gsm8k*0"], [""], ["gsm8k*x"], ["nothing"]):
+        with pytest.raises(UserError):
+            parse_mixture(bad, data)
+
+
+def test_first_rows_are_a_fair_sample(tmp_path):
+    rows = [{"subject": f"{i // 50}", "question": "q", "choices": ["a", "b"], "answer": 0} for i in range(500)]
+    write_jsonl(tmp_path / "mmlu/test.jsonl", rows)  # sorted by subject, as the real file is
+    assert len({c["subject"] for c in MMLU(data=str(tmp_path), stop=50)}) >= 8
+
+
+def test_hub_rows_come_through_the_hub_client(tmp_path, monkeypatch):
+    """The client itself is replaced (tests have no network); the parquet files are real."""
+    import huggingface_hub
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"subject": "s", "question": "q", "choices": ["a", "b"], "answer": 1}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"train": row}] * 3), tmp_path / "0.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"train": row}] * 2), tmp_path / "1.parquet")
+    assert ParquetRows([tmp_path / "0.parquet", tmp_path / "1.parquet"])[4] == row
+    with pytest.raises(IndexError):
+        ParquetRows([tmp_path / "0.parquet"])[3]
+
+    names = ["README.md", "all/auxiliary_train-0.parquet", "all/auxiliary_train-1.parquet", "all/test-0.parquet"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo, repo_type: names)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download",
+                        lambda repo, name, repo_type: str(tmp_path / f"{name.split('-')[-1]}"))  # fmt: skip
+    task = MMLU("auxiliary_train", "train", data="hub")
+    assert len(task) == 5 and task[0]["messages"][1]["content"] == "B"
+    with pytest.raises(UserError, match="no parquet file"):
+        GSM8K(split="test", data="hub")
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
+    with pytest.raises(UserError, match="HF_ENDPOINT"):
+        GSM8K(split="test", data="hub")
+
+
+# --------------------------------------------------------------------------- the real sets
+
+
+@needs_real
+@pytest.mark.parametrize("name, split, n", [
+    ("gsm8k", "train", 7473), ("gsm8k", "test", 1319), ("mmlu", "dev", 285), ("mmlu", "val", 1531),
+    ("arc_easy", "test", 2376), ("arc_easy", "validation", 570), ("arc_challenge", "test", 1172),
+    ("spellingbee", "test", 1000), ("simplespelling", "train", 1000),
+])  # fmt: skip
+def test_real_sets_grade_their_own_gold(name, split, n):
+    task = make_task(name, REAL, split)
+    assert len(task) == n
+    for conversation in task:
+        gold = gold_text(conversation)
+        assert task.evaluate(conversation, gold)
+        assert not task.evaluate(conversation, gold + "\n#### 123456789") and not task.evaluate(conversation, "")
+
+
+@needs_real
+def test_real_conversations_split():
+    train, test = SmolTalk("train", data=REAL), SmolTalk("test", data=REAL)
+    assert len(test) == 953 and len(train) > 16_000  # oasst1_val.jsonl is the held-out file
+
+
+@needs_real
+def test_real_words_split():
+    task = SpellingBee(split="test", data=REAL)
+    assert 0.09 < len(task.words) / (len(task.words) + len(SpellingBee(data=REAL).words)) < 0.11
