@@ -76,6 +76,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         digest = sha256_file(temporary)
+        os.chmod(temporary, 0o644)  # safetensors makes 0600; a checkpoint is as readable as any other file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ The next window is prepared in a thread while the current one is trained on. The
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -317,6 +318,8 @@ class Prefetch:
 
     def close(self) -> None:
         self._stop.set()
+        with contextlib.suppress(queue.Empty):
+            self._queue.get_nowait()  # a thread that waits for room need not wait for its timeout
         self._thread.join(timeout=10)
 
     def __del__(self) -> None:
@@ -328,7 +331,7 @@ def _produce(items: Iterator[Any], out: queue.Queue, stop: threading.Event) -> N
         while not stop.is_set():
             try:
                 out.put(entry, timeout=0.1)
-                return True
+                return not stop.is_set()
             except queue.Full:
                 continue
         return False

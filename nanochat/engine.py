@@ -38,7 +38,7 @@ PREFILL_TOKENS = 4096  # at most so many positions in one prefill: its logits ar
 
 
 def mix64(x: int) -> int:
-    """SplitMix64's scrambler (Steele et al. 2014): a bijection on 64 bits whose results for near inputs look unrelated."""
+    """SplitMix64's scrambler (Steele et al. 2014): a bijection on 64 bits, near inputs look unrelated."""
     x = (x + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -111,7 +111,7 @@ class RowState:
     limit_reason: str  # "length" (max_tokens) or "context", whichever binds
     ids: list[int] = field(default_factory=list)  # the completion, its stop token included
     mask: list[int] = field(default_factory=list)  # 1 = sampled by the model, 0 = forced by the tool
-    finish: str | None = None  # None = going on; "stop" (<|assistant_end|>), "bos" (<|bos|> sampled), "length", "context"
+    finish: str | None = None  # None = going on; "stop" (<|assistant_end|>), "bos" (sampled), "length", "context"
     forced: deque[int] = field(default_factory=deque)  # tokens still to be forced
     expression: list[int] | None = None  # ids since <|python_start|>; None = not in a tool call
 

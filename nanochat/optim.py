@@ -39,7 +39,7 @@ class Group:
 
 
 class Optimizer:
-    """All parameters of a model, each by its group's rule. State is made at once, in float32, beside the parameter."""
+    """All parameters of a model, each by its group's rule. State is made at once, float32 or wider, beside the parameter."""
 
     def __init__(self, groups: list[Group]):
         names = [name for g in groups for name in g.params]
@@ -48,7 +48,7 @@ class Optimizer:
         self.groups = groups
         self.steps = 0
         self.state: dict[str, dict[str, Tensor]] = {
-            name: {slot: torch.zeros_like(p, dtype=torch.float32) for slot in g.slots}
+            name: {slot: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for slot in g.slots}
             for g in groups
             for name, p in g.params.items()
         }
@@ -86,9 +86,11 @@ class Optimizer:
             by_shape[p.shape].append(name)
         for names in by_shape.values():
             stack = torch.stack([params[n] for n in names])
+            # float64 weights (tests of invariance) are iterated on in float64, all others in what the device is fast in
+            dtype = stack.dtype if stack.dtype == torch.float64 else resolve_dtype("auto", stack.device.type)
             buffers = torch.stack([self.state[n]["momentum"] for n in names])
             muon_update(stack, torch.stack([params[n].grad for n in names]), buffers, lr=lr, momentum=momentum,
-                        weight_decay=group.weight_decay, dtype=resolve_dtype("auto", stack.device.type))
+                        weight_decay=group.weight_decay, dtype=dtype)
             for i, n in enumerate(names):
                 params[n].copy_(stack[i])
                 self.state[n]["momentum"].copy_(buffers[i])

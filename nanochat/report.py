@@ -230,7 +230,8 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
         if name == "speedrun":
             continue
         measured = (run.get("stages") or {}).get(name, {})
-        entry = {k: v for k, v in record.items() if k not in ("stage", "samples", "metrics") and not k.endswith("curve")}
+        bulk = ("stage", "samples", "metrics", *(k for k in record if k.endswith("curve")))
+        entry = {k: v for k, v in record.items() if k not in bulk}
         entry |= {"data": data_label(record), "seconds": measured.get("seconds", record.get("seconds")),
                   "peak_memory_bytes": measured.get("peak_memory_bytes", record.get("peak_memory_bytes")),
                   "stale": name in stale}  # fmt: skip

@@ -125,6 +125,7 @@ def run_generative_eval(
     temperature: float = 0.0,
     top_k: int | None = None,
     num_samples: int = 1,
+    seed: int = 42,
     batch_size: int = 32,
     name: str = "",
 ) -> EvalResult:
@@ -134,7 +135,7 @@ def run_generative_eval(
     make room for the next problem: `batch_size` is how many are written at once.
     """
     context = engine.model.config.sequence_len
-    room = max(context - max_new_tokens, context // 2)
+    room = context - min(max_new_tokens, context // 4)  # a prompt keeps three quarters; answers end with the context
     result = EvalResult(name or type(task).__name__, 0, 0)
     conversations = [task[i] for i in spread(len(task), max_problems)]
     if not conversations:
@@ -143,7 +144,7 @@ def run_generative_eval(
     result.cropped = sum(len(ids) > room for ids in prompts)
     completions, _ = engine.generate_batch(
         [crop(ids, room) for ids in prompts], num_samples=num_samples, max_tokens=max_new_tokens,
-        temperature=temperature, top_k=top_k, max_rows=batch_size,
+        temperature=temperature, top_k=top_k, seed=seed, max_rows=batch_size,
     )
     for i, conversation in enumerate(conversations):
         answers = [completion_parts(tokenizer, ids) for ids in completions[i * num_samples : (i + 1) * num_samples]]
@@ -228,6 +229,7 @@ def run_chat_eval(
     temperature: float = 0.0,
     top_k: int | None = None,
     num_samples: int = 1,
+    seed: int = 42,
     name: str = "",
 ) -> EvalResult:
     """Evaluate one task, by name or ready made, in the way that suits it."""
@@ -238,5 +240,5 @@ def run_chat_eval(
         return run_categorical_eval(task, tokenizer, model, **common)
     if task.eval_type == "generative":
         return run_generative_eval(task, tokenizer, engine, max_new_tokens=max_new_tokens, temperature=temperature,
-                                   top_k=top_k, num_samples=num_samples, **common)
+                                   top_k=top_k, num_samples=num_samples, seed=seed, **common)
     raise UserError(f"{name or type(task).__name__} has no right answers to grade: use it for training only")

@@ -118,7 +118,7 @@ def _checked_messages(conversation: dict) -> list[tuple[str, str | list]]:
     for i, (role, _) in enumerate(turns):
         wanted = "assistant" if i % 2 else "user"
         if role != wanted:
-            raise UserError(f"turn {i} of the conversation is from {role}, not {wanted}: user and assistant must alternate")
+            raise UserError(f"turn {i} of the conversation is from {role}, not {wanted}: the two must alternate")
     return turns
 
 

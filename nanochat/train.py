@@ -32,7 +32,7 @@ from nanochat.dataloader import Batch
 from nanochat.gpt import GPT
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import Optimizer
-from nanochat.report import git_info
+from nanochat.report import get_git_info
 from nanochat.run import MetricsLog, StopSignals, read_metrics
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import RustBPETokenizer
@@ -286,7 +286,7 @@ def run_training(
             return
         saved_step = state.step
         meta = {"model_config": model_config_dict(model), "config": settings, "parent": parent,
-                "state": asdict(state), "git": git_info()}
+                "state": asdict(state), "git": get_git_info()}
         save_checkpoint(directory, state.step, model.state_dict(), optimizer.state_dict(), meta, tokenizer=tokenizer)
         print0(f"saved step {state.step} to {directory}")
 

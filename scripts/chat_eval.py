@@ -55,7 +55,7 @@ class Config:
     dtype: str = "auto"
     """auto, bfloat16 or float32"""
     seed: int = 42
-    """of everything random"""
+    """of sampling, at a temperature above 0"""
     model_tag: str = ""
     """name of the model's folder, such as d4; empty: the largest"""
     step: int = -1
@@ -67,29 +67,29 @@ def main(config: Config) -> None:
     for name in ("batch_size", "max_new_tokens", "num_samples"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name}={getattr(config, name)} is impossible: it must be at least 1")
-    names = config.tasks or (POCKET_TASKS if config.data == "pocket" else REAL_TASKS)
+    names = [name for item in config.tasks for name in item.split(",")]
+    names = names or (POCKET_TASKS if config.data == "pocket" else REAL_TASKS)
     tasks = {metric_name(name): make_task(name, config.data, "test") for name in names}  # all data before the model
     _, _, _, _, device = compute_init(config.device_type, config.seed)
     dtype = resolve_dtype(config.dtype, device.type)
     model, tokenizer, meta = load_model(config.source, device, "eval", config.model_tag, config.step, dtype)
     engine = Engine(model, tokenizer)
-    label = config.data
     results = []
     for name, task in tasks.items():
         begin = time.perf_counter()
         result = run_chat_eval(
             task, model, tokenizer, engine, name=name, max_problems=config.max_problems, batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k,
-            num_samples=config.num_samples,
+            num_samples=config.num_samples, seed=config.seed,
         )
         results.append(result)
         print0(f"{name}: {result.correct}/{result.n} in {time.perf_counter() - begin:.1f} s")
-    print_table(results, f"{config.source} · {label}")
+    print_table(results, f"{config.source} · {config.data}")
     get_report().log(f"chat_eval_{config.source}", {
         "config": asdict(config),
         "seconds": time.perf_counter() - start,
-        "data": label,
-        "step": meta.get("step"),
+        "data": config.data,
+        "model": meta["parent"],
         "metrics": {result.name: result.metrics() for result in results},
         "samples": [{"task": result.name, **sample} for result in results for sample in result.samples],
     })

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -67,7 +69,7 @@ def config_fields(script: str) -> set[str] | None:
 
 
 def _fields_in(path: Path, name: str) -> set[str] | None:
-    """Annotated fields of the class `name` of a source file and of its bases, which may come from other files of ours."""
+    """Annotated fields of a source file's class `name` and of its bases, which may come from other files of ours."""
     body = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
     for node in body:
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -94,7 +96,9 @@ def load_preset(path: Path) -> tuple[str, list[Stage]]:
         script, *flags = shlex.split(str(line)) or [""]
         if script not in scripts:
             raise _unknown(path, "stage", script, scripts)
-        source = [f.removeprefix("--source=") for f in flags if f.startswith("--source=")]
+        source = re.findall(r"--source[= ](\w+)", " ".join(flags))
+        if script == "chat_eval" and not source:
+            raise UserError(f'{path}: stage "chat_eval" does not say which model: e.g. "chat_eval --source=sft"')
         settings = {"all": preset.get("all", {}), script: preset.get(script, {})}
         stages.append(Stage("_".join([script, *source]), script, flags, settings))
     _check_tables(path, preset, scripts, {stage.script for stage in stages})
@@ -193,10 +197,6 @@ def stage_hash(stage: Stage, before: str) -> str:
 # --------------------------------------------------------------------------- running
 
 
-class Interrupted(Exception):
-    """A signal came and the running stage has ended. `args[0]` is the signal's number."""
-
-
 def tree_memory(floor: int) -> int:
     """Memory of this process and all below it in bytes; `floor` if it is surely not above that.
 
@@ -222,90 +222,89 @@ def tree_memory(floor: int) -> int:
     return max(floor, proportional)
 
 
-def run_stage(command: list[str]) -> tuple[int, float, int]:
-    """Run one command to its end. Returns (exit code, seconds, peak bytes of the process tree).
+def run_command(command: list[str]) -> tuple[int, float, int, int | None]:
+    """Run a command to its end. Returns (exit code, seconds, peak bytes of the process tree, signal that came or None).
 
     SIGINT, SIGTERM and SIGHUP are passed on once each and the child is waited for: it saves. The child has a session
     of its own, otherwise a terminal's Ctrl-C would reach it twice, and twice means "do not even save".
     """
     received: list[int] = []
-    began, peak = time.monotonic(), 0
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    child: subprocess.Popen | None = None
 
     def pass_on(signum: int, _frame: object) -> None:
         received.append(signum)
-        child.send_signal(signum)
+        if child is not None:
+            child.send_signal(signum)
 
     before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        while True:
+        began, peak, code = time.monotonic(), 0, None
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        if received:  # it came while the child was being made
+            child.send_signal(received[0])
+        while code is None:
             peak = tree_memory(peak)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 code = child.wait(timeout=SAMPLE_EVERY)
-                break
-            except subprocess.TimeoutExpired:
-                continue
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if received:
-        raise Interrupted(received[0], time.monotonic() - began, peak)
-    return code, time.monotonic() - began, peak
+    return code, time.monotonic() - began, peak, received[0] if received else None
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: Ledger, head: str) -> int:
+    """Run one stage and keep the ledger. Returns its exit code, 128 + the signal's number if one came."""
+    command = [sys.executable, "-m", stage.module, str(path), *stage.flags]
+    start = ledger.how_to_start(stage.name, key) if stage.script in RESUMABLE else None
+    if start:
+        command.append(start)
+    print(f"{head}{': going on from its last save' if start == '--resume' else ''}", flush=True)
+    if stage.script == "report":
+        ledger.log(stages)
+        command.append(f"--out={Path.cwd()}")
+    else:
+        (ledger.report.folder / f"{stage.name}.json").unlink(missing_ok=True)  # an old figure must not pass for a new
+        ledger.write(stage.name, key, finished=False)
+    code, seconds, peak, signum = run_command(command)
+    ledger.write(stage.name, key, finished=code == 0 and signum is None, seconds=seconds, peak=peak)
+    if signum is not None:
+        print(f"\nStopped in {stage.name}. The same command goes on from here.", flush=True)
+        return 128 + signum
+    if code != 0:
+        print(f"{stage.name} failed with exit code {code}. Mend it and give the same command again: "
+              "finished stages are skipped.", file=sys.stderr, flush=True)  # fmt: skip
+    return code if code >= 0 else 128 - code
 
 
 def run_preset(path: Path) -> int:
     """Run all stages of a preset that are not done yet. Returns the exit code."""
     path = path.resolve()
     preset, stages = load_preset(path)
-    report = Report(get_base_dir() / "report")
-    ledger = Ledger(preset, report)
+    ledger = Ledger(preset, Report(get_base_dir() / "report"))
     began, before = time.monotonic(), ""
     for i, stage in enumerate(stages, start=1):
-        head = f"[{i}/{len(stages)} {_clock(time.monotonic() - began)}] {stage.name}"
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        head = f"[{i}/{len(stages)} {minutes:02d}:{seconds:02d}] {stage.name}"
         key = stage_hash(stage, before)
         if stage.script != "report" and ledger.done(stage.name, key):
             print(f"{head}: done before with the same settings, skipped", flush=True)
-        else:
-            command = [sys.executable, "-m", stage.module, str(path), *stage.flags]
-            start = ledger.how_to_start(stage.name, key) if stage.script in RESUMABLE else None
-            if start:
-                command.append(start)
-            print(f"{head}{': going on from its last save' if start == '--resume' else ''}", flush=True)
-            if stage.script == "report":
-                ledger.log(stages)
-                command.append(f"--out={Path.cwd()}")
-            else:
-                (report.folder / f"{stage.name}.json").unlink(missing_ok=True)  # an old figure must not pass for a new
-                ledger.write(stage.name, key, finished=False)
-            try:
-                code, seconds, peak = run_stage(command)
-            except Interrupted as stop:
-                signum, seconds, peak = stop.args
-                ledger.write(stage.name, key, finished=False, seconds=seconds, peak=peak)
-                print(f"\nStopped in {stage.name}. The same command goes on from here.", flush=True)
-                return 128 + signum
-            ledger.write(stage.name, key, finished=code == 0, seconds=seconds, peak=peak)
-            if code != 0:
-                print(f"{stage.name} failed with exit code {code}. Mend it and give the same command again: "
-                      "finished stages are skipped.", file=sys.stderr, flush=True)  # fmt: skip
-                return code if code > 0 else 128 - code
+        elif (code := run_stage(path, stage, stages, key, ledger, head)) != 0:
+            return code
         if stage.name in MAKERS:  # evaluations only look: a changed one makes nothing after it old
             before = f"{key} {ledger.report_hash(stage.name)}"
-    _say_goodbye(report, stages, time.monotonic() - began)
+    say_goodbye(stages, time.monotonic() - began)
     return 0
 
 
-def _say_goodbye(report: Report, stages: list[Stage], seconds: float) -> None:
-    print(f"\nDone in {_clock(seconds)}. Checkpoints and reports: {report.folder.parent}")
+def say_goodbye(stages: list[Stage], seconds: float) -> None:
+    """Where all is, and what to do with it."""
+    print(f"\nDone in {int(seconds) // 60} min {int(seconds) % 60} s. Checkpoints and reports: {get_base_dir()}")
     if any(s.script == "report" for s in stages):
         print(f"Report card: {Path.cwd() / 'report.md'} (and report.json)")
-    if any(s.script in RESUMABLE[1:] for s in stages):
+    if {"mid_train", "chat_sft", "chat_rl"} & {s.script for s in stages}:
         python = Path(sys.executable)
-        python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
         print(f"Talk to it:  {python} -m scripts.chat_cli")
 
 
@@ -319,6 +318,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # between two stages
+        return 130
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
     """A mixture from `name[@split][:rows][*times]` items.
 
     `["smoltalk:10000", "gsm8k*2", "spellingbee:5000", "arc_easy@validation"]`: the first 10 000 rows of SmolTalk, all
-    of GSM8K twice, 5 000 generated words, ARC's validation split.
+    of GSM8K twice, 5 000 generated words, and ARC's validation split to train on. `@split` only says where training
+    rows come from: the same items with `split="test"` are the tasks' own tests. (A .jsonl file has just its rows.)
     """
     if not items:
         raise UserError("the mixture is empty: name at least one task")
@@ -73,7 +74,8 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
             raise UserError(f'"{item}" is no mixture item: write name[@split][:rows][*times], as in gsm8k:1000*2')
         name, rows = found["name"], found["rows"]
         size_key = "size" if ALIASES.get(name, name) in GENERATED else "stop"
-        task = make_task(name, data, found["split"] or split, **({size_key: int(rows)} if rows else {}))
+        from_split = found["split"] if found["split"] and split == "train" else split
+        task = make_task(name, data, from_split, **({size_key: int(rows)} if rows else {}))
         tasks += [task] * int(found["times"] or 1)
     return TaskMixture(tasks, seed=seed)
 

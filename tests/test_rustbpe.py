@@ -111,14 +111,14 @@ def test_a_million_spaces():
     """`\\s+(?!\\S)` would overflow the regex engine's stack."""
     text = "start" + " " * 1_000_000 + "end " + "\t " * 500_000
     tokenizer = trained([text], 300)
-    tokens = dict((rank, token) for token, rank in tokenizer.get_mergeable_ranks())
-    assert b"".join(tokens[i] for i in tokenizer.encode(text)).decode("utf-8") == text
+    tokens = tokenizer.get_mergeable_ranks()
+    assert b"".join(tokens[i][0] for i in tokenizer.encode(text)).decode("utf-8") == text
 
 
 class Text(str):
     """A str that can be watched."""
 
-    __slots__ = ("__weakref__",)
+    __hash__ = object.__hash__
 
 
 def test_the_iterator_is_streamed():
@@ -128,14 +128,13 @@ def test_the_iterator_is_streamed():
     def stream():
         nonlocal most
         for i in range(60):
-            text = Text(f"{i} " * 300_000)  # about 1 MB
-            Text.__hash__ = object.__hash__
+            text = Text(f"{i} " + "x" * 1_000_000)
             alive.add(text)
             most = max(most, len(alive))
             yield text
             del text
 
-    trained(stream(), 260)
+    trained(stream(), 256)
     assert 2 <= most <= 20
 
 

@@ -1,5 +1,8 @@
-"""nanochat/task_eval.py on the real tokenizer, model and engine. Where the model's answers must be known, the model is a
-stub that knows them; how they are asked, batched, cropped and graded is always the real code."""
+"""nanochat/task_eval.py and scripts/chat_eval.py on the real tokenizer, model and engine.
+
+Where the model's answers must be known, the model is a stub that knows them; how they are asked, batched, cropped and
+graded is always the real code.
+"""
 
 from __future__ import annotations
 
@@ -87,22 +90,21 @@ class Sums(Task):
 
 
 class Knows:
-    """A model that answers `answers[the user's text]`, token by token, and counts the positions it was asked about.
+    """A model that answers `answers[the user's text]` token by token, and keeps what it was called with.
 
-    It keeps no keys: it recognises the prompt in a cache-less prefill, and a row by how it got there. Good enough for
-    `Engine` because the engine hands each row's tokens over in order.
+    With a cache, a row's tokens so far are kept in the cache itself, in place of keys: they move along with the row.
     """
 
-    def __init__(self, tokenizer, answers: dict[str, str]):
-        self.tokenizer, self.config = tokenizer, GPTConfig(
-            sequence_len=CONTEXT, vocab_size=tokenizer.get_vocab_size(), n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
+    def __init__(self, tokenizer, answers: dict):
+        self.config = GPTConfig(sequence_len=CONTEXT, vocab_size=tokenizer.get_vocab_size(), n_layer=1, n_head=1,
+                                n_kv_head=1, n_embd=2)  # fmt: skip
         self.compute_dtype = torch.float32
-        self.script = {}
+        self.next_token: dict[tuple[int, ...], int] = {}
         for user, answer in answers.items():
             messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
             prompt = tokenizer.render_for_completion({"messages": messages})
             whole, _ = tokenizer.render_conversation({"messages": messages})
-            self.script[tuple(prompt)] = whole[len(prompt):]
+            self.next_token |= {tuple(whole[:i]): whole[i] for i in range(len(prompt), len(whole))}
         self.calls: list[list[tuple[int, ...]]] = []
 
     def get_device(self):
@@ -111,19 +113,19 @@ class Knows:
     def __call__(self, idx, kv_cache=None):
         self.calls.append([tuple(row) for row in idx.tolist()])
         B, T = idx.shape
-        logits = torch.zeros(B, T, self.config.vocab_size)
-        if kv_cache is not None:  # remember the history of each row in the cache itself, so that `keep` moves it along
-            kv_cache.insert_kv(0, idx[:, None, :, None].expand(B, 1, T, 2).float(), torch.zeros(B, 1, T, 2))
+        rows, before = idx.tolist(), [0] * B
+        if kv_cache is not None:
             before = kv_cache.lengths.tolist()
+            tokens = idx[:, None, :, None].expand(B, 1, T, 2).float()
+            kv_cache.insert_kv(0, tokens, tokens)
             kv_cache.advance(T)
-            history = kv_cache.store[0, 0, :, 0, :, 0].long().tolist()
+            rows = kv_cache.store[0, 0, :, 0, :, 0].long().tolist()
+        logits = torch.zeros(B, T, self.config.vocab_size)
         for b in range(B):
             for t in range(T):
-                seen = tuple(history[b][: before[b] + t + 1]) if kv_cache is not None else tuple(idx[b, : t + 1].tolist())
-                for prompt, answer in self.script.items():
-                    done = len(seen) - len(prompt)
-                    if 0 <= done < len(answer) and seen[: len(prompt)] == prompt and list(seen[len(prompt):]) == answer[:done]:
-                        logits[b, t, answer[done]] = 9.0
+                token = self.next_token.get(tuple(rows[b][: before[b] + t + 1]))
+                if token is not None:
+                    logits[b, t, token] = 9.0
         return logits
 
 
@@ -150,6 +152,8 @@ def test_spread_asks_each_problem_once(n, most):
     chosen = spread(n, most)
     assert len(chosen) == (n if most < 1 else min(n, most)) == len(set(chosen))
     assert chosen == sorted(chosen) and all(0 <= i < n for i in chosen)
+    if chosen:
+        assert n - chosen[-1] <= -(-n // len(chosen))  # up to the end, not the first ones
     if len(chosen) > 1:
         gaps = [b - a for a, b in zip(chosen, chosen[1:])]
         assert max(gaps) - min(gaps) <= 1  # even: no part of a sorted file is favoured
@@ -237,6 +241,12 @@ def test_max_problems_and_empty_answers(tokenizer):
     assert [s["completion"] for s in result.samples] == [""] * 4  # four transcripts are enough
 
 
+def test_samples_stay_with_their_questions(tokenizer):
+    task = Sums(5)
+    engine = Engine(Knows(tokenizer, {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}), tokenizer)
+    assert run_generative_eval(task, tokenizer, engine, num_samples=3, max_new_tokens=20, batch_size=2).correct == 5
+
+
 def test_any_sample_solves(tokenizer, model):
     """A random model at temperature 1: right means the first token is an even id; with 8 samples nearly always."""
 
@@ -312,6 +322,34 @@ def test_run_chat_eval_by_name_and_kind(tokenizer, model, tmp_path):
     json.dumps(metrics)
     with pytest.raises(UserError, match="training only"):
         run_chat_eval(Task(), model, tokenizer, engine)
+
+
+def test_the_script_grades_a_saved_model_and_writes_the_stage(tokenizer, model, tmp_path, monkeypatch, capsys):
+    from dataclasses import asdict
+
+    from nanochat.checkpoint_manager import save_checkpoint
+    from scripts.chat_eval import Config, main
+
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    save_checkpoint(tmp_path / "base/chatsft_checkpoints/tiny", 3, model.state_dict(), None,
+                    {"model_config": asdict(model.config)}, tokenizer=tokenizer)  # fmt: skip
+    data = tmp_path / "data"
+    (data / "words").mkdir(parents=True)
+    (data / "words/words_alpha.txt").write_text("\n".join(f"{a}{b}{b}" for a in "abcdefgh" for b in "aeiou"))
+    (data / "gsm8k").mkdir()
+    (data / "gsm8k/test.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}))
+    main(Config(tasks=("spellingbee,gsm8k",), data=str(data), max_problems=3, max_new_tokens=5, device_type="cpu",
+                dtype="float32"))  # fmt: skip
+    record = json.loads((tmp_path / "base/report/chat_eval_sft.json").read_text(encoding="utf-8"))
+    assert {name: m["n"] for name, m in record["metrics"].items()} == {"spelling_bee": 3, "gsm8k": 1}
+    assert record["data"] == str(data) and record["seconds"] > 0 and record["config"]["max_problems"] == 3
+    assert record["metrics"]["gsm8k"]["accuracy"] in (0, 1) and len(record["samples"]) == 4
+    assert {"task", "user", "expected", "completion", "right"} == set(record["samples"][0])
+    assert "spelling_bee" in capsys.readouterr().out
+    for bad in (Config(data=str(data), max_new_tokens=0), Config(data=str(data), tasks=("gsm9k",)),
+                Config(data=str(data), tasks=("mmlu",)), Config(data=str(data), tasks=("gsm8k",), model_tag="no")):
+        with pytest.raises(UserError):
+            main(bad)
 
 
 def test_nothing_is_printed(tokenizer, model, capfd):

@@ -1,0 +1,147 @@
+"""The pocket world: all data of the whole pipeline, generated here from a seed, without any download.
+
+`generate(folder)` writes a corpus and every task in the schemas of the real sets (see CONTENTS below); the same seed gives
+the same bytes. What tests ask is held out by construction: facts, operands, names, words and question frames.
+Look at it: `python -m nanochat.pocket FOLDER`. Everything measured on it is to be labelled "pocket".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from nanochat.pocket import arithmetic, documents, families, identity, problems, questions, talk, words
+from nanochat.pocket.draw import Deck, stream
+from nanochat.pocket.world import ENTITIES, build_world
+
+VERSION = "1"
+
+# ---------------------------------------------------------------- the dials: sizes and mixture, all in one place
+CORPUS_CHARS = 11_500_000
+SHARES = {  # of the corpus' characters
+    "facts": 0.36,
+    "questions": 0.06,
+    "binding": 0.12,
+    "spelling": 0.19,
+    "numbers": 0.07,
+    "problems": 0.12,
+    "identity": 0.05,
+    "talk": 0.03,
+}
+SHARDS = 8
+ROW_GROUP = 256
+
+WORLD_QA_ROUNDS = 2  # x asked facts x wordings
+ARC_EASY_ROUNDS = 24  # rows for each asked fact; so are the two below
+ARC_CHALLENGE_ROUNDS = 5
+MMLU_ROUNDS = 20
+IDENTITY_ROUNDS = 8  # variants of each training frame
+IDENTITY_TEST_ROUNDS = 3  # of each test frame
+GSM8K_TRAIN, GSM8K_TEST, GSM8K_NEW = 6000, 300, 240
+CALCULATOR_TRAIN, CALCULATOR_TEST = 5000, 300
+TALK_TRAIN, TALK_TEST = 3000, 250
+
+
+def content_hash(seed: int = 0) -> str:
+    """Short name of what `generate` would write: over the generator's own source and the seed."""
+    digest = hashlib.sha256(f"{VERSION}/{seed}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def generate(folder: Path, seed: int = 0) -> dict:
+    """Write the whole data layout under `folder`. Returns `{relative path: rows}`.
+
+    The word list comes last: test words that any text happens to use are dropped from it.
+    """
+    folder = Path(folder)
+    facts = build_world(seed)
+    word_list = words.build_words(seed, without=_names())
+    corpus = documents.build_corpus(facts, word_list, seed, CORPUS_CHARS, SHARES)
+    counts = write_corpus(folder / "corpus", corpus)
+    used = vocabulary(corpus)
+    for path, rows in _task_files(facts, seed):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        _write(folder / path, text)
+        counts[path] = len(rows)
+        if "test" not in path:
+            used |= vocabulary([text])
+    kept = [w for w in word_list if not (words.is_test_word(w) and w in used)]
+    _write(folder / "words/words_alpha.txt", "".join(w + "\n" for w in kept))
+    counts["words/words_alpha.txt"] = len(kept)
+    return counts
+
+
+def vocabulary(texts: Iterable[str]) -> set[str]:
+    """All words of the texts in lower case: `["Mira's cat"] -> {"mira", "s", "cat"}`."""
+    found: set[str] = set()
+    for text in texts:
+        found.update(re.findall(r"[a-z]+", text.lower()))
+    return found
+
+
+def _names() -> set[str]:
+    """Words that no spelling word may be: names of people and places, seen or held out."""
+    names = problems.HER + problems.HIM + problems.TEST_HER + problems.TEST_HIM
+    names += [name for kind in ("person", "town", "animal", "dish") for name in ENTITIES[kind]]
+    return {name.lower() for name in names}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode("utf-8"))  # bytes: no newline translation, the same file everywhere
+
+
+def write_corpus(folder: Path, corpus: list[str]) -> dict[str, int]:
+    """The documents as parquet shards of equal length with row groups of 256."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    per_shard = -(-len(corpus) // (SHARDS * ROW_GROUP)) * ROW_GROUP  # whole row groups: no small rest in every shard
+    counts = {}
+    for i in range(0, len(corpus), per_shard):
+        name = f"shard_{i // per_shard:05d}.parquet"
+        table = pyarrow.table({"text": corpus[i : i + per_shard]})
+        pyarrow.parquet.write_table(table, folder / name, row_group_size=ROW_GROUP, compression="zstd")
+        counts[f"corpus/{name}"] = table.num_rows
+    return counts
+
+
+def _task_files(facts: list, seed: int) -> Iterable[tuple[str, list[dict]]]:
+    """Every JSON Lines file and its rows."""
+    q = questions
+    yield "world_qa/train.jsonl", q.world_qa(facts, stream(seed, "qa/train"), WORLD_QA_ROUNDS)
+    yield "world_qa/test.jsonl", q.world_qa_test(facts, stream(seed, "qa/test"))
+    for split, easy, hard in (("train", ARC_EASY_ROUNDS, ARC_CHALLENGE_ROUNDS), ("validation", 2, 2), ("test", 1, 1)):
+        yield f"arc/arc_easy_{split}.jsonl", q.arc_easy(facts, stream(seed, "easy/" + split), split, easy)
+        yield f"arc/arc_challenge_{split}.jsonl", q.arc_challenge(facts, stream(seed, "hard/" + split), split, hard)
+    yield "mmlu/dev.jsonl", q.mmlu_dev(facts, stream(seed, "mmlu/dev"))
+    for split, rounds in (("auxiliary_train", MMLU_ROUNDS), ("val", 2), ("test", 1)):
+        yield f"mmlu/{split}.jsonl", q.mmlu(facts, stream(seed, "mmlu/" + split), split, rounds)
+    yield "identity/train.jsonl", identity.identity_train(stream(seed, "identity/train"), IDENTITY_ROUNDS)
+    yield "identity/test.jsonl", identity.identity_test(stream(seed, "identity/test"), IDENTITY_TEST_ROUNDS)
+    yield "gsm8k/train.jsonl", _problems(families.TRAIN_FAMILIES, seed, "train", GSM8K_TRAIN)
+    yield "gsm8k/test.jsonl", _problems(families.TRAIN_FAMILIES, seed, "test", GSM8K_TEST)
+    yield "gsm8k/test_new_templates.jsonl", _problems(families.NEW_FAMILIES, seed, "test_new", GSM8K_NEW)
+    for split, n in (("train", CALCULATOR_TRAIN), ("test", CALCULATOR_TEST)):
+        rng = stream(seed, "calculator/" + split)
+        yield f"calculator/{split}.jsonl", [arithmetic.calculation(rng, split == "test") for _ in range(n)]
+    train, test = talk.talk_split([f for f in facts if f.asked], stream(seed, "talk"), TALK_TRAIN, TALK_TEST)
+    yield "sft/pocket_talk_train.jsonl", train
+    yield "sft/pocket_talk_test.jsonl", test
+
+
+def _problems(kinds: tuple[problems.Family, ...], seed: int, split: str, n: int) -> list[dict]:
+    """n word problems, the families in turn, no question twice."""
+    rng = stream(seed, "gsm8k/" + split)
+    deck = Deck(kinds, rng)
+    rows: dict[str, dict] = {}
+    while len(rows) < n:
+        problem = problems.make_problem(deck.draw(), rng, split != "train", families.VERBS)
+        rows[problem.question] = problem.row
+    return list(rows.values())

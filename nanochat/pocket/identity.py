@@ -1,0 +1,99 @@
+"""Who the assistant is: "Nano", a small model that nanochat trained on this computer from nothing.
+
+Fourteen intents, one answer each, whose key phrase occurs in no other answer. Questions are written as *frames* (lower
+case, no final mark); `intents.py` holds those for training and those kept whole for tests. Sample row:
+    {"messages": [{"role": "user", "content": "Hi! What is your name?"},
+                  {"role": "assistant", "content": "My name is Nano. Nice to meet you!"}], "answer": ["my name is Nano"]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from nanochat.pocket.draw import conversation, normalise
+from nanochat.pocket.intents import INTENTS, Intent
+
+# Fixed before any tuning: the test frames may not be changed to suit a model. A test recomputes it.
+HELD_OUT_FRAMES_SHA256 = "?"
+
+OPENINGS = (
+    "Hi! ", "Hello! ", "Hey, ", "Hey Nano, ", "Nano, ", "Hi there! ", "Good morning! ", "Please tell me: ", "Tell me, ",
+    "One question: ", "Quick question: ", "I have a question. ", "Sorry, ", "Excuse me, ", "So, ", "And ", "Okay, ", "Well, ",
+)
+TEST_OPENINGS = ("", "", "Hello! ", "Hi Nano! ", "Tell me, ", "One question: ")
+ORDERS = ("tell", "give", "introduce", "please", "say", "state", "describe", "explain", "show", "list", "look", "search",
+          "count", "help")
+
+
+def held_out_frames_sha256() -> str:
+    """SHA-256 over all test frames, sorted, one a line."""
+    frames = sorted(f"{intent.key}\t{frame}" for intent in INTENTS for frame in intent.test_frames)
+    return hashlib.sha256("\n".join(frames).encode("utf-8")).hexdigest()
+
+
+def as_typed(frame: str, rng: random.Random, openings: tuple[str, ...], plain_rate: float) -> str:
+    """A frame as people type it: with or without capital, final mark and opening.
+
+    `"what is your name" -> "What is your name?"`, `"what is your name"`, `"Hi! What is your name?"`.
+    """
+    mark = "." if frame.split()[0] in ORDERS else "?"
+    style = rng.random()
+    capital = frame[0].upper() + frame[1:]
+    if style < plain_rate:
+        return capital + mark
+    opening = rng.choice(openings)
+    if style < plain_rate + (1 - plain_rate) / 4:
+        return frame
+    if style < plain_rate + (1 - plain_rate) / 2:
+        return opening.lower() + frame + rng.choice(("", mark))
+    body = capital if not opening or opening.endswith(("! ", ". ", ": ")) else frame
+    return opening + body + rng.choice((mark, mark, "", mark * 2))
+
+
+def row(intent: Intent, question: str) -> dict:
+    """One graded conversation."""
+    return {**conversation(question, intent.answer), "answer": [intent.key_phrase]}
+
+
+def identity_train(rng: random.Random, rounds: int) -> list[dict]:
+    """Each training frame `rounds` times, each time typed in another way where there is one."""
+    rows = []
+    for intent in INTENTS:
+        for frame in intent.train_frames:
+            typed = {as_typed(frame, rng, OPENINGS, 0.3) for _ in range(rounds)}
+            rows += [row(intent, text) for text in sorted(typed)]
+    rng.shuffle(rows)
+    return rows
+
+
+def identity_test(rng: random.Random, rounds: int) -> list[dict]:
+    """Each held-out frame plain and in a few light variants."""
+    rows = []
+    for intent in INTENTS:
+        for frame in intent.test_frames:
+            typed: dict[str, None] = {as_typed(frame, rng, TEST_OPENINGS, 1.0): None}
+            while len(typed) < rounds:
+                typed[as_typed(frame, rng, TEST_OPENINGS, 0.1)] = None
+            rows += [row(intent, text) for text in typed]
+    rng.shuffle(rows)
+    return rows
+
+
+def identity_document(rng: random.Random) -> str:
+    """Who Nano is, told in sentences or as questions (training frames only) and answers."""
+    if rng.random() < 0.35:
+        intents = rng.sample(INTENTS, rng.randint(3, 5))
+        text = " ".join(rng.choice((i.answer, i.told)) for i in intents)
+        return rng.choice(("", "Nano says: ", "This is Nano. ", "About Nano: ")) + text
+    layout = rng.choice(("Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "{q}\n{a}", "{q} {a}"))
+    parts = []
+    for intent in rng.sample(INTENTS, rng.randint(3, 4)):
+        question = as_typed(rng.choice(intent.train_frames), rng, OPENINGS, 0.5)
+        parts.append(layout.format(q=question, a=intent.answer))
+    return "\n".join(parts)
+
+
+def normalised_frames(test: bool) -> set[str]:
+    """All frames of one side in plain form."""
+    return {normalise(f) for i in INTENTS for f in (i.test_frames if test else i.train_frames)}

@@ -1,0 +1,155 @@
+"""Checkpoints: found by number, verified byte by byte, refused with a name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from nanochat import checkpoint_manager as cm
+from nanochat.common import UserError
+from tests.helpers import small_model, small_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer, monkeypatch):
+    """A base directory with one finished base run of two steps; yields (directory, model)."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    model = small_model(tokenizer)
+    directory = tmp_path / "base_checkpoints" / "d2"
+    for step in (9, 10):
+        cm.save_checkpoint(directory, step, model.state_dict(), model.setup_optimizers().state_dict(),
+                           {"model_config": cm.model_config_dict(model), "config": {"a": None}, "parent": None},
+                           tokenizer=tokenizer)
+    return directory, model
+
+
+CPU = torch.device("cpu")
+
+
+def test_round_trip(saved, tokenizer):
+    _, model = saved
+    loaded, its_tokenizer, meta = cm.load_model("base", CPU, "train")
+    assert meta["step"] == 10 and meta["parent"]["model_tag"] == "d2"
+    assert meta["config"] == {"a": None}  # trap: keys-dropped
+    assert its_tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
+    ids = torch.tensor([tokenizer("The fox")])
+    loaded.compute_dtype = torch.float32
+    assert torch.equal(loaded(ids), model(ids))
+
+
+def test_eval_phase_stores_weights_in_the_compute_dtype(saved):  # trap: cache-dtype
+    model, _, _ = cm.load_model("base", CPU, "eval", dtype=torch.bfloat16)
+    assert model.lm_head.weight.dtype == torch.bfloat16 and not model.lm_head.weight.requires_grad
+    assert model.cos.dtype == torch.float32  # angles keep their precision
+
+
+def test_last_step_is_by_number_and_ignores_other_files(tmp_path):  # trap: last-step
+    for name in ("meta_000999.json", "meta_1000000.json", "meta_000100.json", "meta_x.json", "meta_000200.json.tmp",
+                 "model_9999999.safetensors"):
+        (tmp_path / name).write_text("{}")
+    assert cm.find_last_step(tmp_path) == 1000000
+    with pytest.raises(UserError, match="no checkpoint"):
+        cm.find_last_step(tmp_path / "absent")
+
+
+def test_largest_model(tmp_path):
+    for tag in ("d4", "d12", "zz"):
+        (tmp_path / tag).mkdir()
+        (tmp_path / tag / "meta_000001.json").write_text("{}")
+    (tmp_path / "d20").mkdir()  # no committed step: no model
+    assert cm.find_largest_model(tmp_path) == "d12"
+
+
+def test_tag_and_step_are_honoured_on_load(saved):  # trap: tag-ignored
+    directory, _ = saved
+    shutil.copytree(directory, directory.parent / "d1")
+    assert cm.load_model("base", CPU, "eval", model_tag="d1", step=9)[2]["parent"]["model_tag"] == "d1"
+    with pytest.raises(UserError, match="no model 'd7'.*d1, d2"):
+        cm.load_model("base", CPU, "eval", model_tag="d7")
+    with pytest.raises(UserError, match="no step 3"):
+        cm.load_model("base", CPU, "eval", model_tag="d2", step=3)
+
+
+def test_nothing_there_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="speedrun.sh"):
+        cm.load_model("sft", CPU, "eval")
+
+
+@pytest.mark.parametrize("pattern", ["model_000010.safetensors", "optim_000010_rank0.safetensors",
+                                     "tokenizer/tokenizer.tiktoken", "tokenizer/tokenizer_config.json"])
+def test_one_flipped_bit_is_refused_by_name(saved, pattern):  # trap: silent-corruption
+    directory, _ = saved
+    path = directory / pattern
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name):
+        cm.load_checkpoint(directory, 10, CPU, load_optimizer=True)
+        cm.build_model(directory, 10, CPU, "eval")
+
+
+def test_truncated_missing_and_foreign_files_are_refused(saved):
+    directory, _ = saved
+    path = directory / "model_000010.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        cm.load_checkpoint(directory, 10, CPU)
+    path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        cm.load_checkpoint(directory, 10, CPU)
+    (directory / "meta_000009.json").write_text('{"step": 9, "fi')
+    with pytest.raises(UserError, match="meta_000009.json is damaged"):
+        cm.load_checkpoint(directory, 9, CPU)
+
+
+def test_another_tokenizer_is_refused(saved, tokenizer):  # trap: tokenizer-drift
+    directory, _ = saved
+    other = small_tokenizer(300)
+    shutil.rmtree(directory / "tokenizer")
+    other.save(directory / "tokenizer")
+    with pytest.raises(UserError, match="tokenizer"):
+        cm.build_model(directory, 10, CPU, "eval")
+    meta = json.loads((directory / "meta_000010.json").read_text())
+    for name in list(meta["files"]):  # even when somebody mends the file hashes
+        meta["files"][name] = cm.sha256_file(directory / name) if name.startswith("tokenizer/") else meta["files"][name]
+    (directory / "meta_000010.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="not the tokenizer"):
+        cm.build_model(directory, 10, CPU, "eval")
+
+
+def test_weights_that_do_not_fit_name_the_first_difference(tokenizer):  # trap: lstrip
+    model = small_model(tokenizer)
+    data = {f"_orig_mod.{k}": v for k, v in model.state_dict().items()}
+    with pytest.raises(UserError, match="_orig_mod.lm_head.weight is"):
+        cm.load_weights(small_model(tokenizer), data, "here")
+    with pytest.raises(UserError, match=r"lm_head.weight is \(320, 64\) there, \(320, 32\) here"):
+        cm.load_weights(small_model(tokenizer), small_model(tokenizer, n_embd=64).state_dict(), "here")
+
+
+def test_saving_makes_its_directory_and_leaves_no_temporary_files(saved):  # trap: mkdir-rank
+    directory, _ = saved
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "meta_000009.json", "meta_000010.json", "model_000009.safetensors", "model_000010.safetensors",
+        "optim_000009_rank0.safetensors", "optim_000010_rank0.safetensors", "tokenizer"]
+
+
+def test_a_failed_write_leaves_the_step_uncommitted(saved, tokenizer, monkeypatch):
+    directory, model = saved
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cm, "save_file", full)
+    with pytest.raises(OSError):
+        cm.save_checkpoint(directory, 11, model.state_dict(), None, {}, tokenizer=tokenizer)
+    assert cm.find_last_step(directory) == 10

@@ -1,0 +1,86 @@
+"""Bits per byte: which positions count, by how many bytes, and what happens when none does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from nanochat.dataloader import Batch
+from nanochat.loss_eval import evaluate_bpb, evaluate_loss
+from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
+
+LENGTHS = torch.tensor([1, 3, 2, 0, 0])  # two special tokens, the first of them BOS
+BOS = 3
+
+
+class GivenLosses(torch.nn.Module):
+    """Stands where a model would: the loss of a position is a function of its target, so sums can be done by hand."""
+
+    def __init__(self, by_target):
+        super().__init__()
+        self.by_target, self.docs = torch.tensor(by_target), []
+
+    def forward(self, inputs, targets, loss_reduction="mean", doc=None):
+        assert loss_reduction == "none" and not self.training
+        self.docs.append(doc)
+        return torch.where(targets >= 0, self.by_target[targets.clamp(min=0)], torch.nan)  # NaN: must not be looked at
+
+
+def test_sum_counts_bytes_of_supervised_ordinary_targets_only():
+    model = GivenLosses([1.0, 2.0, 4.0, 100.0, 100.0]).train()
+    inputs = torch.tensor([[3, 0, 3, 1]])
+    first, second = torch.tensor([[0, 3, 1, -1]]), torch.tensor([[2, 4, -1, 2]])
+    result = evaluate_loss(model, [(inputs, first), Batch(inputs, second, {})], LENGTHS)
+    assert (result.nats, result.bytes, result.tokens) == (1 + 2 + 4 + 4, 1 + 3 + 2 + 2, 4)
+    assert result.bpb == pytest.approx(11 / 8 / math.log(2))
+    assert model.docs[0].tolist() == [[1, 1, 2, 2]]  # BOS was found from the byte lengths
+    assert model.training  # left as it came
+
+
+def test_bpb_of_a_uniform_guess_over_bytes_is_eight_bits():
+    model = GivenLosses([math.log(256)] * 5)
+    one_byte_each = torch.tensor([1, 1, 1, 0, 0])
+    batches = [(torch.tensor([[3, 1, 2]]), torch.tensor([[0, 1, 2]]))]
+    assert evaluate_bpb(model, batches, one_byte_each) == pytest.approx(8)
+
+
+def test_zero_bytes_is_infinite_not_an_error():  # trap: bpb-zero
+    model = GivenLosses([1.0] * 5)
+    inputs = torch.tensor([[3, 0]])
+    for targets in ([[-1, -1]], [[3, 4]], [[3, -1]]):
+        assert evaluate_bpb(model, [(inputs, torch.tensor(targets))], LENGTHS) == math.inf
+    assert evaluate_bpb(model, [], LENGTHS) == math.inf
+
+
+def test_bytes_are_raw_bytes_of_tokens():  # trap: bpb-bytes
+    """Half a character counts as the bytes it is, not as the three of U+FFFD."""
+    tokenizer = RustBPETokenizer.train_from_iterator(["aaaa"], 256 + len(SPECIAL_TOKENS))
+    text = "naïve 日本 🙂"
+    ids = tokenizer.encode(text, prepend="<|bos|>")
+    assert len(ids) - 1 > len(text)  # the characters are in pieces
+    inputs, targets = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
+    model = GivenLosses([1.0] * tokenizer.get_vocab_size())
+    assert evaluate_loss(model, [(inputs, targets)], tokenizer.token_bytes()).bytes == len(text.encode("utf-8"))
+
+
+def _rank(rank: int, world_size: int, store: str, out) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    model = GivenLosses([1.0, 2.0, 4.0, 100.0, 100.0])
+    mine = [] if rank else [(torch.tensor([[3, 0]]), torch.tensor([[0, 1]]))]  # one rank has nothing: both still agree
+    out.put(evaluate_loss(model, mine, LENGTHS))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_add_up(tmp_path):
+    context = mp.get_context("spawn")
+    out = context.Queue()
+    ranks = [context.Process(target=_rank, args=(r, 2, str(tmp_path / "store"), out)) for r in range(2)]
+    for p in ranks:
+        p.start()
+    results = [out.get(timeout=60) for _ in ranks]
+    for p in ranks:
+        p.join(timeout=60)
+    assert [(r.nats, r.bytes, r.tokens) for r in results] == [(3.0, 4, 2)] * 2

@@ -1,0 +1,173 @@
+"""The report card: what the stages logged is all there, what they did not is blank, and nothing breaks out.
+
+Run: python -m pytest tests/test_report.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nanochat.common import UserError
+from nanochat.report import (
+    DummyReport,
+    Report,
+    get_git_info,
+    get_report,
+    render_markdown,
+    stale_stages,
+    summarize,
+)
+
+METRICS = {"gsm8k": {"accuracy": 0.5, "n": 200, "ci95": [0.431, 0.569]}}
+
+
+@pytest.fixture
+def report(tmp_path) -> Report:
+    """A run of four stages; the times of logging rise."""
+    r = Report(tmp_path / "report")
+    r.log("tok_train", {"data": "pocket", "seconds": 3.25, "vocab_size": 1024})
+    r.log("base_train", {
+        "config": {"data": "pocket", "depth": 4}, "val_bpb": 1.25, "tokens_per_second": float("nan"),
+        "curve": {"step": [0, 10, 20], "loss": [6.9, 5.1, None]}, "val_curve": {"step": [10], "bpb": [2.0]},
+        "samples": [{"prompt": "Once", "completion": "```<b>bold</b>"}]})  # fmt: skip
+    r.log("chat_eval_mid", {"data": "pocket", "metrics": METRICS})
+    r.log("chat_eval_sft", {"data": "hub", "metrics": {"mmlu": {"accuracy": 0.25, "n": 8, "ci95": [0.07, 0.59]}}})
+    return r
+
+
+def test_report_json_holds_what_was_logged(report):
+    card = report.generate()
+    assert card == json.loads((report.folder / "report.json").read_text(encoding="utf-8"))
+    assert card["metrics"]["mid"]["gsm8k"] == {**METRICS["gsm8k"], "data": "pocket"}
+    assert list(card["stages"]) == ["tok_train", "base_train", "chat_eval_mid", "chat_eval_sft"]  # in running order
+    assert card["stages"]["tok_train"]["seconds"] == 3.25
+    assert card["val_bpb"] == 1.25
+    assert card["system"]["cpu_count"] == os.cpu_count()
+    assert card["bloat"]["files"] > 10 and card["bloat"]["lines"] > 1000
+
+
+def test_what_is_not_known_is_null_and_never_guessed(report):
+    card = report.generate()
+    assert card["preset"] is card["wall_seconds"] is card["peak_memory_bytes"] is card["cost"] is None
+    assert card["stages"]["base_train"]["seconds"] is None
+    assert card["stages"]["base_train"]["tokens_per_second"] is None  # a NaN is no number, and no JSON either
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "| wall time |  |" in markdown and "| cost |  |" in markdown
+    assert "nan" not in markdown.lower().replace("nanochat", "") and "None" not in markdown
+
+
+def test_the_speedruns_own_measures_win(report):
+    report.log("speedrun", {"preset": "pocket", "wall_seconds": 450.0, "peak_memory_bytes": 2**30,
+                            "stages": {"tok_train": {"seconds": 9.0, "peak_memory_bytes": 2**29}}})  # fmt: skip
+    card = report.generate(hourly_cost=24)
+    assert (card["preset"], card["wall_seconds"], card["peak_memory_bytes"]) == ("pocket", 450.0, 2**30)
+    assert card["stages"]["tok_train"]["seconds"] == 9.0
+    assert "speedrun" not in card["stages"]
+    assert card["cost"] == 3.0  # 450 s are an eighth of an hour
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "| wall time | 7m 30s |" in markdown and "| 1.00 GiB |" in markdown and "$3.00" in markdown
+
+
+def test_pocket_is_said_on_top_and_beside_each_figure(report):
+    report.generate()
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "**pocket**" in markdown.split("##")[0]
+    assert "| gsm8k (pocket) | 50.0% [43.1, 56.9] n=200 |  |" in markdown
+    assert "| mmlu |  | 25.0% [7.0, 59.0] n=8 |" in markdown  # real data: no label
+    assert "## base_train (pocket)" in markdown  # known from its configuration
+
+
+def test_real_data_carries_no_pocket_label(tmp_path):
+    r = Report(tmp_path)
+    r.log("chat_eval_sft", {"data": "hub", "metrics": METRICS})
+    assert r.generate()["pocket"] is False
+    assert "pocket" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_model_text_cannot_break_out_of_its_block(report):
+    """A sample with a fence and HTML stays inside a longer fence; a `|` stays in its cell."""
+    report.log("tok_eval", {"data": "a|b<i>", "note": "x|y<script>"})
+    report.generate()
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "````text\nprompt: Once\ncompletion: ```<b>bold</b>\n````" in markdown
+    assert "x\\|y&lt;script>" in markdown
+
+
+def test_stages_older_than_what_they_were_made_from_are_stale():
+    logged = {"tok_train": 5, "base_train": 3, "base_loss": 6, "mid_train": 4, "chat_eval_mid": 7}
+    assert stale_stages({k: {"logged_at": v} for k, v in logged.items()}) == ["base_train", "mid_train"]
+    # An evaluation that was done again makes nothing after it old.
+    logged = {"tok_train": 1, "tok_eval": 9, "base_train": 2, "base_loss": 3}
+    assert stale_stages({k: {"logged_at": v} for k, v in logged.items()}) == []
+
+
+def test_stale_stages_are_marked(report):
+    report.log("tok_train", {"data": "pocket"})  # trained again: all that follows is old
+    card = report.generate()
+    assert [name for name, stage in card["stages"].items() if stage["stale"]] == list(card["stages"])[1:]
+    assert "## base_train (pocket) · STALE" in (report.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_pictures_and_links_hold_together(report, tmp_path):
+    out = tmp_path / "elsewhere"
+    report.generate(out)
+    for folder, link in ((report.folder, "base_train.png"), (out, "report/base_train.png")):
+        assert f"]({link})" in (folder / "report.md").read_text(encoding="utf-8")
+        assert (folder / link).read_bytes().startswith(b"\x89PNG")
+        assert (folder / "report.json").exists()
+    assert not list(out.rglob("tok_train.png"))  # no curve, no picture
+
+
+def test_conversations_with_parts_are_shown_as_turns():
+    parts = (("text", "It is "), ("python", "6*7"), ("python_output", "42"))
+    tool = [{"type": kind, "text": text} for kind, text in parts]
+    sample = {"messages": [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": tool}], "right": True}
+    stages = {"chat_eval_sft": {"logged_at": 1.0, "samples": [sample]}}
+    assert "user: 6*7?\nassistant: It is 6*742\nright: True" in render_markdown(summarize(stages), stages, {})
+
+
+def test_a_log_is_written_whole_or_not_at_all(report):
+    before = (report.folder / "tok_train.json").read_bytes()
+    with pytest.raises(RecursionError):
+        loop: dict = {}
+        loop["loop"] = loop
+        report.log("tok_train", loop)
+    assert (report.folder / "tok_train.json").read_bytes() == before
+    assert not list(report.folder.glob(".*"))  # nothing temporary is left
+
+
+def test_bad_and_missing_stage_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="no stage has left a report"):
+        Report(tmp_path).generate()
+    (tmp_path / "mid_train.json").write_text("{half", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mid_train\.json is not valid JSON"):
+        Report(tmp_path).generate()
+
+
+def test_only_rank_0_writes(monkeypatch, tmp_path):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    assert isinstance(get_report(), Report)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert isinstance(get_report(), DummyReport)
+    get_report().log("tok_train", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_git_is_no_error(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert get_git_info() == {}
+
+
+def test_command_line(report, tmp_path):
+    env = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "nanochat.report", f"--out={tmp_path / 'out'}", "--hourly_cost=1"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "report.md").exists()
+    assert str(report.folder / "report.md") in run.stdout

@@ -1,0 +1,231 @@
+"""The training loop: the same gradient however a batch is cut, exact resume, no NaN, signals."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from nanochat.checkpoint_manager import find_last_step, load_checkpoint, saved_steps
+from nanochat.common import UserError
+from nanochat.dataloader import Batch
+from nanochat.run import MetricsLog, read_metrics
+from nanochat.train import (
+    Every,
+    StageConfig,
+    TrainState,
+    document_loss,
+    grad_accum_steps,
+    run_training,
+    train,
+)
+from tests.helpers import small_model, small_tokenizer, write_corpus
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_tokenizer()
+
+
+def random_batches(rows: int, total: int, vocab: int, seed: int = 0, masked_from: int | None = None) -> list[Batch]:
+    """`total` rows of 16 tokens in micro-batches of `rows`; from row `masked_from` on without supervision."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, vocab, (total, 16), generator=generator)
+    y = torch.randint(0, vocab, (total, 16), generator=generator)
+    y[torch.rand(y.shape, generator=generator) < 0.4] = -1  # uneven: each row has another number of targets
+    if masked_from is not None:
+        y[masked_from:] = -1
+    return [Batch(x[i : i + rows], y[i : i + rows], {"row": i}) for i in range(0, total, rows)]
+
+
+def weights_after(rows: int, steps: int, tokenizer, total: int = 8, dtype: torch.dtype = torch.float64,
+                  masked_from: int | None = None) -> dict[str, torch.Tensor]:
+    model = small_model(tokenizer).to(dtype)
+    model.compute_dtype = dtype
+    optimizer = model.setup_optimizers()
+    batches = (b for seed in range(steps)
+               for b in random_batches(rows, total, tokenizer.get_vocab_size(), seed, masked_from))
+    assert train(model, optimizer, batches, StageConfig(), TrainState(), num_iterations=steps, accumulation=total // rows,
+                 loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
+    return model.state_dict()
+
+
+def test_micro_batches_do_not_matter(tokenizer):  # trap: token-mean
+    """The same 8 rows as 1, 2, 4 or 8 micro-batches, with uneven supervision: one gradient."""
+
+    def gradient(rows: int) -> dict[str, torch.Tensor]:
+        model = small_model(tokenizer).double()
+        model.compute_dtype = torch.float64
+        loss_fn = document_loss(tokenizer.get_bos_token_id())
+        micro = random_batches(rows, 8, tokenizer.get_vocab_size())
+        n = sum(int((b.targets >= 0).sum()) for b in micro)
+        for b in micro:
+            (loss_fn(model, b) / n).backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    whole = gradient(8)
+    for rows in (1, 2, 4):
+        for name, g in gradient(rows).items():
+            assert (g - whole[name]).norm() <= 1e-10 * whole[name].norm()
+
+
+def test_weights_after_steps_do_not_depend_on_the_micro_batch(tokenizer):
+    """The loop itself, Muon and clipping included, in float64."""
+    whole, cut = weights_after(8, 20, tokenizer), weights_after(2, 20, tokenizer)
+    for name in whole:
+        assert (whole[name] - cut[name]).norm() <= 1e-8 * whole[name].norm()
+
+
+def test_a_wholly_masked_micro_batch_counts_for_nothing(tokenizer):  # trap: all-masked
+    weights = weights_after(2, 2, tokenizer, masked_from=4)
+    alone = weights_after(8, 2, tokenizer, masked_from=4)
+    for name, w in weights.items():
+        assert torch.isfinite(w).all()
+        assert (w - alone[name]).norm() <= 1e-8 * w.norm()
+
+
+def test_logged_loss_is_of_the_whole_batch(tokenizer):  # trap: last-micro-loss
+    seen = []
+    model = small_model(tokenizer)
+    micro = random_batches(2, 8, tokenizer.get_vocab_size())
+    n = sum(int((b.targets >= 0).sum()) for b in micro)
+    loss_fn = document_loss(tokenizer.get_bos_token_id())
+    expected = sum(float(loss_fn(model, b).detach()) for b in micro) / n
+    train(model, model.setup_optimizers(), iter(micro), StageConfig(), TrainState(), num_iterations=1, accumulation=4,
+          loss_fn=loss_fn, hooks=[], on_step=lambda state, m: seen.append((m["loss"], state.tokens)))
+    assert seen[0][0] == pytest.approx(expected, rel=1e-6)
+    assert seen[0][1] == 8 * 16  # trap: tok-per-sec (all micro-batches count)
+
+
+def test_nan_stops_before_the_weights_are_touched(tokenizer):
+    model = small_model(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    micro = random_batches(8, 8, tokenizer.get_vocab_size())
+    with pytest.raises(UserError, match="at step 0"):
+        train(model, model.setup_optimizers(), iter(micro), StageConfig(), TrainState(), num_iterations=1, accumulation=1,
+              loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
+    assert all(torch.equal(torch.nan_to_num(v), torch.nan_to_num(before[k])) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("total, rows, T", [(100, 8, 16), (0, 8, 16), (128, 0, 16), (64, 8, 16)])
+def test_batch_sizes_that_do_not_divide_are_refused(total, rows, T):
+    with pytest.raises(UserError, match=f"--total_batch_size={total}"):
+        grad_accum_steps(total, rows, T)
+    assert grad_accum_steps(4096, 8, 256) == 2
+
+
+def test_hooks_are_due_when_they_say():
+    every = Every(10, lambda state: None)
+    assert [s for s in range(1, 26) if every.due(s, last=s == 25)] == [10, 20, 25]
+    assert not Every(0, lambda state: None).due(7, last=False)
+    assert not Every(10, lambda state: None, at_end=False).due(25, last=True)
+
+
+@dataclass
+class Small(StageConfig):
+    total_batch_size: int = 64
+    device_batch_size: int = 4
+    compile: bool = False
+    log_every: int = 1
+
+
+def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, **changes) -> dict:
+    """Train a small model to step `until`; `stop_at` sends ourselves a SIGTERM after that step."""
+
+    def batches(state) -> Iterator[Batch]:
+        for i in range(0 if state is None else state["i"] + 1, 1000):
+            (batch,) = random_batches(4, 4, tokenizer.get_vocab_size(), seed=i)
+            batch.state = {"i": i}
+            yield batch
+
+    def hook(state: TrainState) -> None:
+        if state.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model = small_model(tokenizer)
+    return run_training(model=model, tokenizer=tokenizer, optimizer=model.setup_optimizers(), make_batches=batches,
+                        config=Small(**changes), num_iterations=until, max_seq_len=16, directory=directory,
+                        hooks=[Every(1, hook)])
+
+
+def test_resume_is_bit_identical_and_sigterm_saves(tokenizer, tmp_path):  # trap: resume-missing
+    fit(tokenizer, tmp_path / "whole", 9, save_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tokenizer, tmp_path / "cut", 9, save_every=4, stop_at=6)
+    assert find_last_step(tmp_path / "cut") == 6  # between two saves: the signal saved
+    result = fit(tokenizer, tmp_path / "cut", 9, save_every=4, resume=True)
+    assert result["steps"] == 9
+    for part in (0, 1):
+        one, two = (load_checkpoint(tmp_path / d, 9, torch.device("cpu"), load_optimizer=True)[part]
+                    for d in ("whole", "cut"))
+        assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    losses = [[(r["step"], r["loss"]) for r in read_metrics(tmp_path / d / "log.jsonl")] for d in ("whole", "cut")]
+    assert losses[0] == losses[1] and len(losses[0]) == 9
+
+
+def test_a_run_is_never_mixed_with_another(tokenizer, tmp_path):
+    fit(tokenizer, tmp_path / "run", 2)
+    with pytest.raises(UserError, match="--resume goes on"):
+        fit(tokenizer, tmp_path / "run", 2)
+    with pytest.raises(UserError, match="matrix_lr: 0.02 then, 0.5 now"):
+        fit(tokenizer, tmp_path / "run", 2, resume=True, matrix_lr=0.5)
+    fit(tokenizer, tmp_path / "run", 1, overwrite=True, matrix_lr=0.5)
+    assert saved_steps(tmp_path / "run") == [1]
+
+
+def test_metrics_log_drops_what_lies_after_the_resumed_step(tmp_path):
+    log = MetricsLog(tmp_path / "log.jsonl", 0)
+    for step in (1, 2, 3):
+        log.log(step, loss=float(step))
+    log.close()
+    with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"step": 4, "lo')  # a kill in mid-write
+    MetricsLog(tmp_path / "log.jsonl", 2).close()
+    assert [r["step"] for r in read_metrics(tmp_path / "log.jsonl")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_real_script_saves_and_resumes(tmp_path):
+    """base_train as a process: SIGINT, exit status 130, a checkpoint, and --resume to the end."""
+    corpus = write_corpus(tmp_path / "corpus")
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path / "base")}
+
+    def script(name: str, *flags: str) -> list[str]:
+        return [sys.executable, "-m", f"scripts.{name}", f"--data={corpus}", *flags]
+
+    subprocess.run(script("tok_train", "--vocab_size=320"), env=environment, check=True, capture_output=True)
+    flags = ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--device_batch_size=4", "--total_batch_size=128",
+             "--num_iterations=3000", "--save_every=0", "--no-compile", "--eval_tokens=256", "--log_every=1")
+    running = subprocess.Popen(script("base_train", *flags), env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in running.stdout:
+        if line.startswith("step     5"):
+            running.send_signal(signal.SIGINT)
+            break
+    started = time.monotonic()
+    running.stdout.read()
+    assert running.wait(timeout=60) == 130 and time.monotonic() - started < 50
+    directory = tmp_path / "base" / "base_checkpoints" / "d1"
+    step = find_last_step(directory)
+    assert 5 <= step < 3000
+    again = subprocess.Popen(script("base_train", *flags, "--resume"), env=environment, stdout=subprocess.PIPE, text=True)
+    seen = []
+    for line in again.stdout:
+        seen.append(line)
+        if line.startswith(f"step {step + 2:5d}"):
+            again.send_signal(signal.SIGINT)
+            break
+    again.stdout.read()
+    again.wait(timeout=60)
+    assert any(f"resuming {directory} at step {step}" in line for line in seen), seen
+    assert not any(line.startswith(f"step {step:5d}/") for line in seen)
