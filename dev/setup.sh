@@ -63,7 +63,7 @@ keys() {
 import hashlib, pathlib, sys
 
 def key(*texts, files=()):
-    digest = hashlib.sha256(repr((sys.version, sys.prefix, texts)).encode())
+    digest = hashlib.sha256(repr((sys.version, str(pathlib.Path.cwd()), texts)).encode())
     for path in sorted(files):
         if path.is_file():
             digest.update(str(path).encode() + b"\0" + path.read_bytes())

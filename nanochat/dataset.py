@@ -9,8 +9,9 @@ moves afterwards, whatever is added to the folder.
     python -m nanochat.dataset -n 8                 # fetch 8 training shards (and the validation shard) from the hub
     python -m nanochat.dataset                      # make the pocket world
 
-How a folder becomes units: a parquet file with at least two row groups of a sane size is read where it lies; all
-other files are split into documents and written once to parquet shards under `get_base_dir()/datasets/`.
+How a folder becomes units: a parquet file with at least two row groups of a sane size is read where it lies (if there
+are 20 row groups or more, else validation would take too large a share); all other files are split into documents and
+written once to parquet shards under `get_base_dir()/datasets/`.
 How the split is pinned: about 1% of the row groups of the files read in place, by file hash, and about 1% of the
 documents of the others, by document hash. What comes later is training text.
 """
@@ -48,6 +49,7 @@ HUB_SHARD = "shard_{:05d}.parquet"
 HUB_VAL_SHARD = 0  # the one shard that every machine has: validation is the same text for any -n
 HUB_DEFAULT_SHARDS = 8
 MAX_ROW_GROUP_BYTES = 64 << 20  # a larger row group is rewritten: it would have to be tokenized in one go
+MIN_UNITS = 20  # fewer row groups: the split is made by document
 MAX_VAL_UNITS, MAX_VAL_DOCUMENTS = 64, 2000
 MANIFEST_VERSION = 1  # part of every fingerprint: raise it when conversion or pinning changes
 
@@ -181,14 +183,17 @@ class _Manifest:
             old = {}
         self.known: dict[str, dict] = old.get("files", {})
         self.converted: dict = old.get("converted", {})
-        self.pins: dict | None = old.get("val")  # {"units": [[file, sha256, row_group]], "documents": [hash]}
+        # {"units": [[file, sha256, row_group]], "documents": [hash], "rewrite": [sha256 of files not read in place]}
+        self.pins: dict | None = old.get("val")
 
     def corpus(self, label: str) -> Corpus:
         self.files = self._survey()
-        in_place = {name: f for name, f in self.files.items() if f["row_groups"]}
-        others = [name for name, f in self.files.items() if not f["row_groups"]]
+        rewrite = self.pins["rewrite"] if self.pins else self._choose_rewrite()
+        in_place = {name: f for name, f in self.files.items() if f["row_groups"] and f["sha256"] not in rewrite}
+        others = [name for name in self.files if name not in in_place]
         if self.pins is None:
-            self.pins = {"units": self._choose_units(in_place), "documents": self._choose_documents(others)}
+            self.pins = {"units": self._choose_units(in_place), "documents": self._choose_documents(others),
+                         "rewrite": rewrite}
         digest = self._digest(self.files)
         shards = {name: self._shard(self.folder / name, f) for name, f in in_place.items()}
         if others:
@@ -222,6 +227,11 @@ class _Manifest:
         """The corpus fingerprint: names and hashes of the sources, and the pins."""
         content = [MANIFEST_VERSION, [[name, f["sha256"]] for name, f in files.items()], self.pins]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()[:16]
+
+    def _choose_rewrite(self) -> list[str]:
+        """Well-shaped parquet files to split by document all the same: one of so few row groups is a large share."""
+        few = sum(len(f["row_groups"]) for f in self.files.values()) < MIN_UNITS and self.pin_rule != "hub"
+        return [f["sha256"] for f in self.files.values() if f["row_groups"]] if few else []
 
     def _choose_units(self, in_place: dict[str, dict]) -> list[list]:
         """About 1% of the row groups, chosen by a hash of their file's content: the same on any machine."""

@@ -35,10 +35,10 @@ from nanochat.common import UserError, atomic_write, get_base_dir, get_dist_info
 
 # In the order in which they run. A stage that makes something outdates every stage after it; the others only look.
 STAGES = ("tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "mid_train", "chat_eval_mid", "chat_sft",
-          "chat_eval_sft", "chat_rl", "chat_eval_rl")  # fmt: skip
+          "chat_eval_sft", "chat_rl", "chat_eval_rl")
 MAKERS = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl")
 METRICS_OF = {"base_eval": "base", "chat_eval_base": "base", "chat_eval_mid": "mid", "chat_eval_sft": "sft",
-              "chat_eval_rl": "rl"}  # fmt: skip
+              "chat_eval_rl": "rl"}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -135,7 +135,7 @@ def _output(*command: str) -> str:
     """What a command prints, "" when it is missing or fails."""
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=10,
-                             check=False, encoding="utf-8", errors="replace")  # fmt: skip
+                             check=False, encoding="utf-8", errors="replace")
     except (OSError, subprocess.SubprocessError):
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""
@@ -152,7 +152,7 @@ def get_git_info() -> dict:
         return {}
     return {"commit": commit, "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-            "message": git("log", "-1", "--format=%s")}  # fmt: skip
+            "message": git("log", "-1", "--format=%s")}
 
 
 def _cpu_name() -> str | None:
@@ -166,7 +166,7 @@ def _cpu_name() -> str | None:
 def get_system_info() -> dict:
     """Processor, memory, GPUs, platform, Python and torch. `None` where the machine does not tell."""
     info: dict = {"platform": platform.platform(), "python": platform.python_version(), "torch": None,
-                  "cpu": _cpu_name(), "cpu_count": os.cpu_count(), "memory_bytes": None, "gpus": []}  # fmt: skip
+                  "cpu": _cpu_name(), "cpu_count": os.cpu_count(), "memory_bytes": None, "gpus": []}
     if importlib.util.find_spec("psutil"):
         import psutil
 
@@ -184,7 +184,7 @@ def get_system_info() -> dict:
 def get_bloat_info() -> dict:
     """How much code and how many dependencies: `{"files", "lines", "characters", "dependencies"}`, tests apart."""
     files = [p for top in ("nanochat", "scripts", "tasks", "rustbpe") for p in sorted((ROOT / top).rglob("*"))
-             if p.suffix in {".py", ".rs", ".html"} and "target" not in p.parts]  # fmt: skip
+             if p.suffix in {".py", ".rs", ".html"} and "target" not in p.parts]
     texts = [p.read_text(encoding="utf-8") for p in files]
     try:
         requires = importlib.metadata.requires("nanochat") or []
@@ -192,7 +192,7 @@ def get_bloat_info() -> dict:
         requires = None
     dependencies = None if requires is None else sum("extra ==" not in r for r in requires) + 1  # + torch
     return {"files": len(files), "lines": sum(t.count("\n") for t in texts), "characters": sum(map(len, texts)),
-            "dependencies": dependencies}  # fmt: skip
+            "dependencies": dependencies}
 
 
 # --------------------------------------------------------------------------- the card as data
@@ -234,7 +234,7 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
         entry = {k: v for k, v in record.items() if k not in bulk}
         entry |= {"data": data_label(record), "seconds": measured.get("seconds", record.get("seconds")),
                   "peak_memory_bytes": measured.get("peak_memory_bytes", record.get("peak_memory_bytes")),
-                  "stale": name in stale}  # fmt: skip
+                  "stale": name in stale}
         card["stages"][name] = entry
         if name in METRICS_OF and isinstance(record.get("metrics"), dict):
             card["metrics"].setdefault(METRICS_OF[name], {}).update(
@@ -356,7 +356,7 @@ def _results(card: dict) -> list[str]:
         label = task + (" (pocket)" if any(m and m.get("data") == "pocket" for m in of_task) else "")
         rows.append([label, *map(_score, of_task)])
     return ["## Results", "Share answered right, the 95% interval, and the number of held-out questions.",
-            _table(["task", *sources], rows)]  # fmt: skip
+            _table(["task", *sources], rows)]
 
 
 def _stage_section(name: str, record: dict, entry: dict, picture: str | None) -> list[str]:
@@ -366,7 +366,7 @@ def _stage_section(name: str, record: dict, entry: dict, picture: str | None) ->
         out.append("**Stale:** a stage before this one has run again since. Run this one again.")
     hidden = ("config", "stage", "stale", "logged_at", "commit", "data")
     scalars = [[k, _number(v)] for k, v in entry.items()
-               if k not in hidden and not isinstance(v, (dict, list))]  # fmt: skip
+               if k not in hidden and not isinstance(v, (dict, list))]
     scalars = [[k, _bytes(entry[k])] if k.endswith("memory_bytes") else [k, text] for k, text in scalars]
     if scalars:
         out.append(_table(["", ""], scalars))
@@ -379,7 +379,7 @@ def _stage_section(name: str, record: dict, entry: dict, picture: str | None) ->
         out += ["Samples:", _fenced("\n\n".join(_transcript(s) for s in samples))]
     if entry.get("config"):
         out.append("<details><summary>configuration</summary>\n\n"
-                   + _table(["", ""], [[k, v] for k, v in entry["config"].items()]) + "\n\n</details>")  # fmt: skip
+                   + _table(["", ""], [[k, v] for k, v in entry["config"].items()]) + "\n\n</details>")
     return out
 
 
@@ -389,16 +389,16 @@ def render_markdown(card: dict, stages: dict[str, dict], pictures: dict[str, str
     out = [f"# nanochat report card{': ' + card['preset'] if card['preset'] else ''}"]
     if card["pocket"]:
         out.append("> **pocket**: trained and tested on nanochat's generated pocket world. No figure marked (pocket) "
-                   "can be compared with the real benchmark of that name.")  # fmt: skip
+                   "can be compared with the real benchmark of that name.")
     cost = "" if card["cost"] is None else f"${card['cost']:,.2f}"
     bpb = "validation bits per byte, base" + (" (pocket)" if card["pocket"] else "")
     out.append(_table(["run", ""], [
         ["wall time", _time(card["wall_seconds"])], ["peak memory, all processes", _bytes(card["peak_memory_bytes"])],
-        ["cost", cost], [bpb, _number(card["val_bpb"])]]))  # fmt: skip
+        ["cost", cost], [bpb, _number(card["val_bpb"])]]))
     out += _results(card)
     out += ["## Stages", _table(["stage", "time", "peak memory", ""],
             [[n, _time(e["seconds"]), _bytes(e["peak_memory_bytes"]), "STALE" if e["stale"] else ""]
-             for n, e in card["stages"].items()])]  # fmt: skip
+             for n, e in card["stages"].items()])]
     for name, entry in card["stages"].items():
         out += _stage_section(name, stages[name], entry, pictures.get(name))
     gpus = ", ".join(f"{g['name']} ({_bytes(g['memory_bytes'])})" for g in system["gpus"])
@@ -408,7 +408,7 @@ def render_markdown(card: dict, stages: dict[str, dict], pictures: dict[str, str
         ["memory", _bytes(system["memory_bytes"])],
         ["GPU", gpus], ["platform", system["platform"]], ["Python", system["python"]], ["torch", system["torch"] or ""],
         ["commit", commit], ["code", f"{bloat['lines']:,} lines in {bloat['files']} files"],
-        ["dependencies", _number(bloat["dependencies"])]])]  # fmt: skip
+        ["dependencies", _number(bloat["dependencies"])]])]
     return "\n\n".join(out) + "\n"
 
 

@@ -366,7 +366,8 @@ class HuggingFaceTokenizer(RustBPETokenizer):
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
         trainer = trainers.BpeTrainer(vocab_size=num_ranks, show_progress=False, initial_alphabet=alphabet)
-        trained.train_from_iterator(texts, trainer)
+        # cut at huge runs of whitespace: the library's time grows with the square of a word's length
+        trained.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
         # The library writes each byte as a printable character, in an order of its own; we give the bytes 0..255.
         byte_of = byte_level_characters()
         ranks = {bytes([b]): b for b in range(256)}

@@ -147,7 +147,7 @@ class Ledger:
         """Finished with this very hash, and the report it left is still the one lying there."""
         record = self.records.get(name, {})
         return bool(record.get("finished") and record.get("hash") == key and record.get("report_sha256")
-                    and record["report_sha256"] == self.report_hash(name))  # fmt: skip
+                    and record["report_sha256"] == self.report_hash(name))
 
     def how_to_start(self, name: str, key: str) -> str | None:
         """The flag for a stage that saves as it goes: on with this same run, or over an earlier one of this preset.
@@ -185,7 +185,7 @@ class Ledger:
             "wall_seconds": round(sum(m["seconds"] for m in measured.values()), 2),
             "peak_memory_bytes": max((m["peak_memory_bytes"] for m in measured.values()), default=0),
             "stages": measured,
-        })  # fmt: skip
+        })
 
 
 def stage_hash(stage: Stage, before: str) -> str:
@@ -225,8 +225,8 @@ def tree_memory(floor: int) -> int:
 def run_command(command: list[str]) -> tuple[int, float, int, int | None]:
     """Run a command to its end. Returns (exit code, seconds, peak bytes of the process tree, signal that came or None).
 
-    SIGINT, SIGTERM and SIGHUP are passed on once each and the child is waited for: it saves. The child has a session
-    of its own, otherwise a terminal's Ctrl-C would reach it twice, and twice means "do not even save".
+    SIGINT and SIGTERM are passed on once each (a closed terminal's SIGHUP as SIGTERM) and the child is waited for: it
+    saves. It has a session of its own: a terminal's Ctrl-C would reach it twice, and twice means "do not even save".
     """
     received: list[int] = []
     child: subprocess.Popen | None = None
@@ -234,14 +234,14 @@ def run_command(command: list[str]) -> tuple[int, float, int, int | None]:
     def pass_on(signum: int, _frame: object) -> None:
         received.append(signum)
         if child is not None:
-            child.send_signal(signum)
+            child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
     before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         began, peak, code = time.monotonic(), 0, None
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         if received:  # it came while the child was being made
-            child.send_signal(received[0])
+            pass_on(received.pop(), None)
         while code is None:
             peak = tree_memory(peak)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -272,7 +272,7 @@ def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: L
         return 128 + signum
     if code != 0:
         print(f"{stage.name} failed with exit code {code}. Mend it and give the same command again: "
-              "finished stages are skipped.", file=sys.stderr, flush=True)  # fmt: skip
+              "finished stages are skipped.", file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
 
 

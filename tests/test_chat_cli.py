@@ -7,6 +7,7 @@ says is known, however it is sampled.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import select
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from nanochat.checkpoint_manager import model_config_dict, save_checkpoint
+from nanochat.checkpoint_manager import load_model, model_config_dict, save_checkpoint
+from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import HuggingFaceTokenizer
+from scripts.chat_cli import Config, Printer, answer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,23 +139,33 @@ def test_one_question(base):
     assert done.stdout == "I⟨6*7 = 42⟩ok🦊\n"
 
 
-def test_cut_off_answer_says_so(base):
-    done = run(base, "--prompt=hi", "--max-tokens=3", "--temperature=0")
-    assert done.returncode == 0
-    assert done.stdout == "I⟨6⟩\n"
-    assert "(cut off at --max_tokens)" in done.stderr
+def test_cut_off_answer_says_so(base, monkeypatch, capsys):
+    """Within this process: an answer that ends inside a tool call closes its bracket and tells why it ended."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    model, tokenizer, _ = load_model("sft", torch.device("cpu"), "eval", dtype=torch.float32)
+    shown = io.StringIO()
+    ids = tokenizer.render_for_completion({"messages": [{"role": "user", "content": "hi"}]})
+    message = answer(Engine(model, tokenizer), ids, Config(max_tokens=3), Console(file=shown))
+    assert shown.getvalue() == "I⟨6⟩\n"
+    assert "(cut off at --max_tokens)" in capsys.readouterr().err
+    assert message == {"role": "assistant",
+                       "content": [{"type": "text", "text": "I"}, {"type": "python", "text": "6"}]}
+
+
+def test_control_characters_are_not_obeyed():
+    """A model's text cannot move the cursor or retitle the window."""
+    shown = io.StringIO()
+    Printer(Console(file=shown)).show("text", "a\x1b[2Jb\x07\r\x9bc\n[red]:smile:[/]")
+    assert shown.getvalue() == "a\ufffd[2Jb\ufffd\ufffd\ufffdc\n[red]:smile:[/]"
 
 
 @pytest.mark.parametrize(("args", "text"), [
-    (["--source=mid"], "no mid model"),
-    (["--model_tag=d9"], "'d9'"),
-    (["--step=4"], "step 4"),
-    (["--temperature=-1"], "temperature"),
-    (["--top_q=3"], "top_k"),
+    (["-p", "hi", "--source=mid"], "no mid model"),
+    (["-p", "hi", "--top_q=3"], "top_k"),
     (["-p", "word " * 200], "shorten"),
 ])
 def test_mistakes_are_one_line(base, args, text):
-    done = run(base, *(args if "-p" in args else ["-p", "hi", *args]))
+    done = run(base, *args)
     assert done.returncode == 2
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line and not line.startswith("loading ")]
@@ -160,20 +174,20 @@ def test_mistakes_are_one_line(base, args, text):
 
 def test_piped_conversation(base):
     """Without a terminal: each line a message, the end of input the end. trap: context-end"""
-    done = run(base, text="one\n\n/help\n/nonsense\n" + "tell me more about it\n" * 4)
+    question = "tell me more about it\n"
+    done = run(base, text=f"one\n\n/help\n/nonsense\n/clear\n{question * 4}/clear\n{question}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("I⟨6*7 = 42⟩ok🦊") == 5
-    assert "/nonsense is not a command" in done.stdout and done.stdout.count("Ctrl-C stops an answer") == 2
-    assert "the oldest 1 turn(s) are forgotten" in done.stderr
-    done = run(base, text=("tell me more about it\n/clear\n") * 5)
-    assert "forgotten)" in done.stdout and "the oldest" not in done.stderr
+    assert done.stdout.count("I⟨6*7 = 42⟩ok🦊") == 6
+    assert "/nonsense is not a command" in done.stderr and done.stderr.count("Ctrl-C stops an answer") == 2
+    assert done.stderr.count("(forgotten)") == 2
+    assert done.stderr.count("forgets the oldest turns") == 1  # one notice, though each later turn drops one more
 
 
 def test_terminal_conversation(base):
     with Terminal(base) as terminal:
         terminal.expect("you> ")
         terminal.type("hi\n")
-        assert "42" in terminal.expect("ok🦊")
+        assert "⟨" in terminal.expect("ok🦊")
         terminal.expect("you> ")
         terminal.type("wor" + "d " * 200 + "\n")
         terminal.expect("shorten it")  # and the conversation goes on

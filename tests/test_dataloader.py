@@ -1,4 +1,4 @@
-"""The loaders: every document once an epoch, the same rows for any rank count, and a resume at any batch that is exact."""
+"""The loaders: every document once an epoch, the same rows for any rank count, an exact resume at any batch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def tokenizer() -> RustBPETokenizer:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> str:
-    """150 documents of 3 to 80 bytes in 15 row groups, and windows of only 12 rows, so that a few batches cross many."""
+    """150 documents of 3 to 80 bytes in 30 row groups, and windows of 12 rows, so that a few batches cross many."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     monkeypatch.setattr(dataloader, "WINDOW_ROWS", 12)
     texts = [f"{i} " + "abcdefg "[: 1 + i % 8] * (i * 7 % 10) for i in range(150)]
     (tmp_path / "corpus").mkdir()
     for s in range(3):
         table = pa.table({"text": texts[s * 50 : (s + 1) * 50]})
-        pq.write_table(table, tmp_path / f"corpus/{s}.parquet", row_group_size=10)
+        pq.write_table(table, tmp_path / f"corpus/{s}.parquet", row_group_size=5)
     return str(tmp_path)
 
 
@@ -237,7 +237,8 @@ def test_long_conversations_are_cut_and_counted(folder, tokenizer):  # trap: lon
 
 def test_odd_conversations_are_left_out_and_counted(folder, tokenizer, capsys):  # trap: empty
     odd = [{"messages": []}, {"messages": [{"role": "system", "content": "be brief"}]},
-           {"messages": [{"role": "user", "content": "hello?"}]}, {"messages": [{"role": "assistant", "content": "hi"}]},
+           {"messages": [{"role": "user", "content": "hello?"}]},
+           {"messages": [{"role": "assistant", "content": "hi"}]},
            {"messages": [{"role": "robot", "content": "beep"}, {"role": "assistant", "content": "hi"}]}]
     loader = conversation_loader(Conversations([*odd, chat(0)]), tokenizer, 2, 64, epochs=2, shuffle=False)
     assert sum(int((b.targets >= 0).sum()) for b in loader) > 0
@@ -329,14 +330,14 @@ def test_a_broken_shard_reaches_the_consumer(folder, tokenizer):
 def test_real_documents_fill_the_rows(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     data = str(Path(os.environ["NANOCHAT_TEST_DATA"]))
-    with tokenizing_distributed_data_loader_with_state(tokenizer, 64, 2048, data=data) as loader:
+    with tokenizing_distributed_data_loader_with_state(tokenizer, 64, 512, data=data) as loader:
         for batch in islice(loader, 8):
-            assert batch.inputs.shape == (64, 2048)
+            assert batch.inputs.shape == (64, 512)
         assert loader.utilisation >= 0.995
         supervised = (batch.targets >= 0).float().mean()
         assert supervised > 0.99
         state = batch.state
         following = next(loader)
-    with tokenizing_distributed_data_loader_with_state(tokenizer, 64, 2048, data=data, state=state) as resumed:
+    with tokenizing_distributed_data_loader_with_state(tokenizer, 64, 512, data=data, state=state) as resumed:
         again = next(resumed)
     assert torch.equal(again.inputs, following.inputs) and torch.equal(again.targets, following.targets)

@@ -34,7 +34,7 @@ def report(tmp_path) -> Report:
     r.log("base_train", {
         "config": {"data": "pocket", "depth": 4}, "val_bpb": 1.25, "tokens_per_second": float("nan"),
         "curve": {"step": [0, 10, 20], "loss": [6.9, 5.1, None]}, "val_curve": {"step": [10], "bpb": [2.0]},
-        "samples": [{"prompt": "Once", "completion": "```<b>bold</b>"}]})  # fmt: skip
+        "samples": [{"prompt": "Once", "completion": "```<b>bold</b>"}]})
     r.log("chat_eval_mid", {"data": "pocket", "metrics": METRICS})
     r.log("chat_eval_sft", {"data": "hub", "metrics": {"mmlu": {"accuracy": 0.25, "n": 8, "ci95": [0.07, 0.59]}}})
     return r
@@ -63,7 +63,7 @@ def test_what_is_not_known_is_null_and_never_guessed(report):
 
 def test_the_speedruns_own_measures_win(report):
     report.log("speedrun", {"preset": "pocket", "wall_seconds": 450.0, "peak_memory_bytes": 2**30,
-                            "stages": {"tok_train": {"seconds": 9.0, "peak_memory_bytes": 2**29}}})  # fmt: skip
+                            "stages": {"tok_train": {"seconds": 9.0, "peak_memory_bytes": 2**29}}})
     card = report.generate(hourly_cost=24)
     assert (card["preset"], card["wall_seconds"], card["peak_memory_bytes"]) == ("pocket", 450.0, 2**30)
     assert card["stages"]["tok_train"]["seconds"] == 9.0

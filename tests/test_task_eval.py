@@ -201,6 +201,7 @@ def test_a_model_that_knows_all_letters_gets_all(tokenizer):
     assert (result.correct, result.n, result.accuracy, result.cropped) == (9, 9, 1.0, 0)
     prompts = {tuple(tokenizer.render_for_completion(c)) for c in task}
     asked = [row for call in knows.calls for row in call]
+    assert [len(call) for call in knows.calls] == [4, 4, 1]
     assert len(asked) == 9 and all(sum(row[: len(p)] == p for row in asked) == 1 for p in prompts)  # none twice
 
 
@@ -212,9 +213,11 @@ def test_only_letters_on_offer_are_chosen(tokenizer):
 
 
 # trap: context-end
-def test_questions_longer_than_the_context_lose_their_beginning(tokenizer, model):
-    result = run_categorical_eval(Choices(3, long=400), tokenizer, model)
+def test_questions_longer_than_the_context_lose_their_beginning(tokenizer):
+    knows = Knows(tokenizer, {})
+    result = run_categorical_eval(Choices(3, long=400), tokenizer, knows)
     assert (result.n, result.cropped) == (3, 1)
+    assert max(len(row) for call in knows.calls for row in call) == CONTEXT
 
 
 # --------------------------------------------------------------------------- generative
@@ -243,7 +246,8 @@ def test_max_problems_and_empty_answers(tokenizer):
 
 def test_samples_stay_with_their_questions(tokenizer):
     task = Sums(5)
-    engine = Engine(Knows(tokenizer, {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}), tokenizer)
+    answers = {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}
+    engine = Engine(Knows(tokenizer, answers), tokenizer)
     assert run_generative_eval(task, tokenizer, engine, num_samples=3, max_new_tokens=20, batch_size=2).correct == 5
 
 
@@ -256,10 +260,12 @@ def test_any_sample_solves(tokenizer, model):
 
     engine = Engine(model, tokenizer)
     one, eight = (
-        run_generative_eval(Even(20), tokenizer, engine, max_new_tokens=3, temperature=1.0, num_samples=k).correct
+        run_generative_eval(Even(20), tokenizer, engine, max_new_tokens=3, temperature=1.0, num_samples=k)
         for k in (1, 8)
     )
-    assert one < eight <= 20
+    assert one.correct < eight.correct <= 20
+    shown = [sample["completion"] for sample in eight.samples if sample["right"]]
+    assert shown and all(ord(completion[0]) % 2 == 0 for completion in shown)  # the sample that was right
 
 
 def test_tool_calls_are_answered_and_left_out_of_the_graded_text(tokenizer, tmp_path):

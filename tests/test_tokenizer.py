@@ -80,7 +80,7 @@ def test_vocab_size_is_exact_when_the_corpus_suffices(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("digits", [1, 2, 3])
 def test_digits_dial(cls, digits):
-    tokenizer = cls.train_from_iterator(["12345678 " * 9 + "a 1234"], 270, split_pattern(digits))
+    tokenizer = cls.train_from_iterator(["12345678 " * 9 + "abcabcd 1234"], 268, split_pattern(digits))
     lengths = [len(tokenizer.id_to_token(i)) for i in tokenizer.encode("12345678")]
     assert sum(lengths) == 8
     assert max(lengths) == digits
@@ -89,6 +89,7 @@ def test_digits_dial(cls, digits):
 
 
 # trap: bpb-bytes
+@settings(deadline=None)
 @given(text=st.text())
 def test_token_bytes_count_raw_bytes(tokenizer, text):
     lengths = tokenizer.token_bytes()
@@ -101,7 +102,7 @@ def test_token_bytes_count_raw_bytes(tokenizer, text):
 # ---------------------------------------------------------------------------------------------- encode and decode
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(text=st.text())
 @example("  \n\n \r\n\t x  ")
 @example("e\u0301 \ufeff\x00 \u2028 ٣٤٥ ｆｕｌｌ 👩‍👩‍👧‍👦")
@@ -112,6 +113,7 @@ def test_round_trip(tokenizer, text):
     assert tokenizer(text) == ids
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.text(max_size=20), max_size=5))
 def test_lists_and_prepend_append(tokenizer, texts):
     bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special("<|user_end|>")
@@ -120,6 +122,7 @@ def test_lists_and_prepend_append(tokenizer, texts):
     assert rows == [tokenizer.encode(text, prepend=bos, append="<|user_end|>") for text in texts]
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "bos", " "]) | st.text(max_size=5)))
 def test_text_never_makes_special_tokens(tokenizer, parts):
     text = "".join(parts)
@@ -151,7 +154,10 @@ def test_a_million_spaces(tokenizer, space):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.encode([text, "x"]) == [ids, tokenizer.encode("x")]
-    type(tokenizer).train_from_iterator([text, *CORPUS], 280)
+
+
+def test_training_on_a_million_spaces(tokenizer):
+    assert type(tokenizer).train_from_iterator([" " * 1_000_000, *CORPUS], 280).encode("  ")
 
 
 def test_long_text_is_encoded_as_tiktoken_does(tokenizer):
@@ -192,9 +198,8 @@ def test_changed_files_are_refused(tokenizer, tmp_path):
     rng = random.Random(0)
     for path in (ranks, config):
         whole = path.read_bytes()
-        spots = range(len(whole)) if path == config else rng.sample(range(len(whole)), 40)
         trainer = whole.find(b'"trainer"')  # says who trained it; not part of what it does
-        for spot in spots:
+        for spot in rng.sample(range(len(whole)), 80):
             if path == config and trainer <= spot < whole.index(b"\n", trainer):
                 continue
             damaged = bytearray(whole)
@@ -312,7 +317,7 @@ TOOL_CHAT = {
 def test_render_conversation(tokenizer):
     before = copy.deepcopy(TOOL_CHAT)
     ids, mask = tokenizer.render_conversation(TOOL_CHAT)
-    assert TOOL_CHAT == before  # the input is left alone
+    assert before == TOOL_CHAT  # the input is left alone
     assert len(ids) == len(mask)
     assert set(mask) == {0, 1}
     runs = []  # [(mask, text)] of the runs of equal mask
@@ -343,7 +348,7 @@ def test_render_cuts_at_max_tokens(tokenizer):
 def test_render_for_completion(tokenizer):
     before = copy.deepcopy(TOOL_CHAT)
     prompt = tokenizer.render_for_completion(TOOL_CHAT)
-    assert TOOL_CHAT == before
+    assert before == TOOL_CHAT
     whole, _ = tokenizer.render_conversation(TOOL_CHAT)
     assert prompt == whole[: len(prompt)]  # what the model sees in training before its answer
     assert tokenizer.decode(whole[len(prompt) :]) == "Welcome!<|assistant_end|>"
@@ -444,7 +449,7 @@ def test_published_vectors(encoding, file):
     from scripts.tok_eval import encoder_from_folder
 
     folder = Path(TEST_DATA) / "tokenizer_vectors"
-    vectors = [json.loads(line) for line in (folder / "vectors.jsonl").read_text(encoding="utf-8").splitlines()]
+    vectors = [json.loads(line) for line in (folder / "vectors.jsonl").read_bytes().splitlines()]
     vectors = [v for v in vectors if v["encoding"] == encoding]
     assert len(vectors) > 50
     encode = encoder_from_folder(folder, encoding, file)

@@ -1,7 +1,7 @@
 """The pocket world: all data of the whole pipeline, generated here from a seed, without any download.
 
-`generate(folder)` writes a corpus and every task in the schemas of the real sets (see CONTENTS below); the same seed gives
-the same bytes. What tests ask is held out by construction: facts, operands, names, words and question frames.
+`generate(folder)` writes a corpus and every task in the schemas of the real sets; the same seed gives the same bytes.
+What tests ask is held out by construction: facts, operands, names, words and question frames.
 Look at it: `python -m nanochat.pocket FOLDER`. Everything measured on it is to be labelled "pocket".
 """
 

@@ -4,7 +4,8 @@ A pair of operands belongs to train or test by its hash, in either order. Sample
     {"messages": [{"role": "user", "content": "What is 23 * 17?"},
                   {"role": "assistant", "content": [{"type": "python", "text": "23*17"},
                                                     {"type": "python_output", "text": "391"},
-                                                    {"type": "text", "text": "The answer is 391."}]}], "answer": ["391"]}
+                                                    {"type": "text", "text": "The answer is 391."}]}],
+     "answer": ["391"]}
 """
 
 from __future__ import annotations
@@ -17,26 +18,29 @@ from nanochat.pocket.problems import compute, number, plain
 
 PHRASES = {
     "+": (
-        "What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "{a} + {b}",
-        "{a}+{b}", "{a} + {b} = ?", "How much is {a} + {b}?", "Calculate {a} + {b}.", "Please add {b} to {a}.",
-        "Compute {a}+{b}.", "What do you get if you add {a} and {b}?", "Can you add {a} and {b}?", "{a} plus {b}?",
+        "What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?",
+        "{a} + {b}", "{a}+{b}", "{a} + {b} = ?", "How much is {a} + {b}?", "Calculate {a} + {b}.",
+        "Please add {b} to {a}.", "Compute {a}+{b}.", "What do you get if you add {a} and {b}?",
+        "Can you add {a} and {b}?",
+        "{a} plus {b}?",
     ),
     "-": (
-        "What is {a} - {b}?", "What is {a} minus {b}?", "Subtract {b} from {a}.", "Take {b} away from {a}.", "{a} - {b}",
-        "{a}-{b}", "{a} - {b} = ?", "How much is {a} - {b}?", "Calculate {a} - {b}.", "Compute {a}-{b}.",
+        "What is {a} - {b}?", "What is {a} minus {b}?", "Subtract {b} from {a}.", "Take {b} away from {a}.",
+        "{a} - {b}", "{a}-{b}", "{a} - {b} = ?", "How much is {a} - {b}?", "Calculate {a} - {b}.", "Compute {a}-{b}.",
         "What is the difference between {a} and {b}?", "What is left of {a} without {b}?", "{a} minus {b}?",
         "Can you subtract {b} from {a}?",
     ),
     "*": (
         "What is {a} * {b}?", "What is {a} times {b}?", "Multiply {a} by {b}.", "What is the product of {a} and {b}?",
         "{a} * {b}", "{a}*{b}", "{a} x {b}", "{a} * {b} = ?", "How much is {a} times {b}?", "Calculate {a} * {b}.",
-        "Compute {a}*{b}.", "What do you get if you multiply {a} and {b}?", "Can you multiply {a} by {b}?", "{a} times {b}?",
+        "Compute {a}*{b}.", "What do you get if you multiply {a} and {b}?", "Can you multiply {a} by {b}?",
+        "{a} times {b}?",
     ),
     "/": (
-        "What is {a} / {b}?", "What is {a} divided by {b}?", "Divide {a} by {b}.", "{a} / {b}", "{a}/{b}", "{a} / {b} = ?",
-        "How much is {a} divided by {b}?", "Calculate {a} / {b}.", "Compute {a}/{b}.", "What is {a} over {b}?",
-        "How many times does {b} go into {a}?", "Can you divide {a} by {b}?", "Split {a} into {b} equal parts.",
-        "{a} divided by {b}?",
+        "What is {a} / {b}?", "What is {a} divided by {b}?", "Divide {a} by {b}.", "{a} / {b}", "{a}/{b}",
+        "{a} / {b} = ?", "How much is {a} divided by {b}?", "Calculate {a} / {b}.", "Compute {a}/{b}.",
+        "What is {a} over {b}?", "How many times does {b} go into {a}?", "Can you divide {a} by {b}?",
+        "Split {a} into {b} equal parts.", "{a} divided by {b}?",
     ),
 }
 OPENINGS = ("Please tell me: ", "Hi! ", "Hello! ", "Tell me, ", "Quick question: ", "I need to know: ")

@@ -1,8 +1,8 @@
 """Key-value lookups: documents from which a small model learns what multiple choice by letter takes.
 
-The facts are the easy part; finding the letter that stands beside a value is an in-context lookup, and a small model gets
-it suddenly or not at all. So: many short lists (2 to 4 options), several lookups a document, the letter always right
-after " =", in the very layout of `render_mc` (tasks/common.py). Sample:
+The facts are the easy part; finding the letter that stands beside a value is an in-context lookup, and a small model
+gets it suddenly or not at all. So: many short lists (2 to 4 options), several lookups a document, the letter always
+right after " =", in the very layout of `render_mc` (tasks/common.py). Sample:
     Multiple choice question: Which one is river?
     - cup =A
     - river =B
@@ -19,8 +19,8 @@ from nanochat.pocket.questions import LETTERS, choices
 from nanochat.pocket.world import VALUES, Fact
 
 ASK = (
-    "Which one is {v}?", "Find {v}.", "Where is {v}?", "What letter has {v}?", "{v}?", "Take {v}.", "Which letter is {v}?",
-    "The answer is {v}.", "It is {v}.", "I want {v}.",
+    "Which one is {v}?", "Find {v}.", "Where is {v}?", "What letter has {v}?", "{v}?", "Take {v}.",
+    "Which letter is {v}?", "The answer is {v}.", "It is {v}.", "I want {v}.",
 )
 
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from nanochat.pocket import arithmetic, binding, families, identity, problems, talk, words
 from nanochat.pocket.draw import Deck, listing, stream
 from nanochat.pocket.questions import OPENINGS
-from nanochat.pocket.relations import RELATIONS
-from nanochat.pocket.world import MEN, WOMEN, Fact, pronoun
+from nanochat.pocket.world import MEN, RELATIONS, WOMEN, Fact, pronoun
 
 CANONICAL_RATE = 0.35  # how often a fact is stated in the very words of the assistant's answer
 
@@ -54,7 +53,8 @@ class FactDocuments:
     def _about(self, fact: Fact, position: int) -> str:
         """A sentence of a profile: after the first sometimes with "She" or "He", where it starts with the name."""
         text = state(fact, self.rng)
-        if position and fact.relation.kind == "person" and self.rng.random() < 0.3 and text.startswith(fact.entity + " "):
+        pronouns = position and fact.relation.kind == "person" and self.rng.random() < 0.3
+        if pronouns and text.startswith(fact.entity + " "):
             return pronoun(fact.entity) + text[len(fact.entity):]
         return text
 

@@ -127,7 +127,7 @@ TRAIN_FAMILIES = (
         "There are {p} {t} in each of {a} {h}. {b} children share all of them. How many {t} does each child get?"),
         ("There are [x=a*p] {t}.", "Each gets [y=x/b] {t}."), {"a": (3, 20), "b": (3, 9), "c": (2, 9)}, "p=b*c"),
     Family("lose_share", (
-        "{n} has {a} {t}. {N} keeps {b} and gives the rest to {c} friends in equal parts. How many does each friend get?",
+        "{n} has {a} {t}. {N} keeps {b} and gives the rest to {c} friends in equal parts. How many does each get?",
         "Of {a} {t}, {b} are bad. {n} <shares> the others among {c} friends. How many does each friend get?"),
         ("There are [x=a-b] {t} to share.", "Each gets [y=x/c] {t}."), {"a": MIDDLE, "b": MIDDLE, "c": SMALL}),
     Family("speed", (
@@ -183,7 +183,7 @@ NEW_FAMILIES = (
         "{n} gives {a} {t} to {m}, who already had {b}. How many {t} does {m} own after that?",),
         ("{m} has [x=b+a] {t}.",), {"a": MIDDLE, "b": LARGE}),
     Family("sale", (
-        "A shop sells {a} {t} on the first day and {b} on the second, always at {c} dollars. How much money comes in?",),
+        "A shop sells {a} {t} on the first day and {b} on the second, all at {c} dollars. How much money comes in?",),
         ("There are [x=a+b] {t}.", "The price is [y=x*c] dollars."), {"a": MIDDLE, "b": MIDDLE, "c": SMALL}),
     Family("leak", (
         "A tank holds {a} cups of water. It loses {b} cups every hour. How many cups remain after {c} hours?",),
@@ -192,7 +192,7 @@ NEW_FAMILIES = (
         "A snail climbs {a} steps, slips back {b} and climbs {c} again. On which step does it sit?",),
         ("First it is on step [x=a-b].", "Then it is on step [y=x+c]."), {"a": MIDDLE, "b": MIDDLE, "c": MIDDLE}),
     Family("pool", (
-        "{n} and {m} put {a} and {b} {t} together and share all of it with {c} people equally. What does each one get?",),
+        "{n} and {m} put {a} and {b} {t} together and share all with {c} people equally. What does each one get?",),
         ("There are [x=a+b] {t}.", "Each gets [y=x/c] {t}."), {"a": MIDDLE, "b": MIDDLE, "c": SMALL}),
     Family("double_minus", (
         "The {a} {t} of {n} become twice as many. After that {b} go missing. How many {t} are there?",),

@@ -3,7 +3,8 @@
 Fourteen intents, one answer each, whose key phrase occurs in no other answer. Questions are written as *frames* (lower
 case, no final mark); `intents.py` holds those for training and those kept whole for tests. Sample row:
     {"messages": [{"role": "user", "content": "Hi! What is your name?"},
-                  {"role": "assistant", "content": "My name is Nano. Nice to meet you!"}], "answer": ["my name is Nano"]}
+                  {"role": "assistant", "content": "My name is Nano. Nice to meet you!"}],
+     "answer": ["my name is Nano"]}
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from nanochat.pocket.draw import conversation, normalise
 from nanochat.pocket.intents import INTENTS, Intent
 
 # Fixed before any tuning: the test frames may not be changed to suit a model. A test recomputes it.
-HELD_OUT_FRAMES_SHA256 = "?"
+HELD_OUT_FRAMES_SHA256 = "a81630b639905b86a53af907a84f78ff248510d9b2fe5a6396f30b56e2523ef0"
 
 OPENINGS = (
     "Hi! ", "Hello! ", "Hey, ", "Hey Nano, ", "Nano, ", "Hi there! ", "Good morning! ", "Please tell me: ", "Tell me, ",
-    "One question: ", "Quick question: ", "I have a question. ", "Sorry, ", "Excuse me, ", "So, ", "And ", "Okay, ", "Well, ",
+    "One question: ", "Quick question: ", "I have a question. ", "Sorry, ", "Excuse me, ", "So, ", "And ",
+    "Okay, ", "Well, ",
 )
 TEST_OPENINGS = ("", "", "Hello! ", "Hi Nano! ", "Tell me, ", "One question: ")
-ORDERS = ("tell", "give", "introduce", "please", "say", "state", "describe", "explain", "show", "list", "look", "search",
-          "count", "help")
+ORDERS = ("tell", "give", "introduce", "please", "say", "state", "describe", "explain", "show", "list", "look",
+          "search", "count", "help")
 
 
 def held_out_frames_sha256() -> str:

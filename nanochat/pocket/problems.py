@@ -1,7 +1,7 @@
 """Word problems in GSM8K's own schema, made from families of templates with calculator marks.
 
-The families stand in families.py. A problem belongs to the test when its operands do (`is_test_numbers`), and the test's
-problems use other names. Sample row:
+The families stand in families.py. A problem belongs to the test when its operands do (`is_test_numbers`), and the
+test's problems use other names. Sample row:
     {"question": "Anna has 48 pens. She buys 24 more. How many pens does she have now?",
      "answer": "Anna has <<48+24=72>>72 pens now.\\n#### 72"}
 """
@@ -21,23 +21,24 @@ HER = (
     "Betty Cora Dora Eva Flora Greta Irene Jane Lena".split()
 )
 HIM = (
-    "Ben David Frank Henry Jack Leo Nick Paul Sam Victor Bob Dan George Ian Kevin Luke Oscar Peter Simon Tom Alan Boris "
-    "Chris Derek Felix Gary Hugo Ivan Joel Max".split()
+    "Ben David Frank Henry Jack Leo Nick Paul Sam Victor Bob Dan George Ian Kevin Luke Oscar Peter Simon Tom Alan "
+    "Boris Chris Derek Felix Gary Hugo Ivan Joel Max".split()
 )
 TEST_HER = "Bella Diana Fiona Hannah Jenny Nina Paula Sarah Tessa Zoe Vivian Monica".split()
 TEST_HIM = "Adam Carlos Eric Greg Isaac Karl Martin Owen Robert Tony Walter Dennis".split()
 
 ITEMS = (
-    "apples pens books stamps shells coins marbles eggs cards stones flowers cookies pencils balls stickers buttons plums "
-    "toys cups candies oranges ribbons leaves beads keys tickets photos nails seeds cakes".split()
+    "apples pens books stamps shells coins marbles eggs cards stones flowers cookies pencils balls stickers buttons "
+    "plums toys cups candies oranges ribbons leaves beads keys tickets photos nails seeds cakes".split()
 )
 EDIBLE = "apples eggs cookies plums candies oranges cakes nuts berries rolls".split()
 HOLDERS = "boxes bags baskets jars packs trays drawers shelves crates rows".split()
 REPEATED = (
-    11, 22, 33, 44, 55, 66, 77, 88, 99, 100, 101, 110, 111, 112, 121, 122, 200, 202, 220, 222, 300, 303, 311, 330, 333, 400,
-    404, 440, 444, 500, 505, 550, 555, 600, 606, 660, 666, 700, 707, 770, 777, 800, 808, 880, 888, 900, 909, 990, 999, 1000,
-    1001, 1010, 1011, 1100, 1111, 2000, 2002, 2020, 2200, 2222, 3000, 3003, 3300, 3333, 4004, 4444, 5000, 5005, 5500, 5555,
-    6006, 6600, 6666, 7007, 7070, 7700, 7777, 8000, 8008, 8800, 8888, 9000, 9009, 9090, 9900, 9999,
+    11, 22, 33, 44, 55, 66, 77, 88, 99, 100, 101, 110, 111, 112, 121, 122, 200, 202, 220, 222, 300, 303, 311, 330,
+    333, 400, 404, 440, 444, 500, 505, 550, 555, 600, 606, 660, 666, 700, 707, 770, 777, 800, 808, 880, 888, 900,
+    909, 990, 999, 1000, 1001, 1010, 1011, 1100, 1111, 2000, 2002, 2020, 2200, 2222, 3000, 3003, 3300, 3333, 4004,
+    4444, 5000, 5005, 5500, 5555, 6006, 6600, 6666, 7007, 7070, 7700, 7777, 8000, 8008, 8800, 8888, 9000, 9009,
+    9090, 9900, 9999,
 )
 
 
@@ -77,7 +78,8 @@ class Family:
     """One kind of word problem.
 
     `questions`: the wordings. `{n}` `{m}` two names, `{N}` `{ne}` `{ns}` She/she/her of the first, `{t}` a thing,
-    `{h}` a holder, `{a}` ... the numbers, `<gains>` a verb from families.VERBS. `answer`: lines with steps such as `[x=a+b]`.
+    `{h}` a holder, `{a}` ... the numbers, `<gains>` a verb from families.VERBS.
+    `answer`: lines with steps such as `[x=a+b]`.
     `ranges`: low and high of each number. `given`: derived numbers, `p=q*b` makes exact divisions.
     """
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from nanochat.pocket.draw import casual, conversation
 from nanochat.pocket.world import ENTITIES, VALUES, Fact
 
-OPENINGS = ("Hi! ", "Hello! ", "Please tell me: ", "Tell me, ", "I have a question. ", "Do you know this? ", "Hey Nano, ")
+OPENINGS = ("Hi! ", "Hello! ", "Please tell me: ", "Tell me, ", "I have a question. ", "Do you know this? ",
+            "Hey Nano, ")
 LETTERS = "ABCD"
 SUBJECTS = {
     "person": "pocket_people", "town": "pocket_towns", "animal": "pocket_animals", "dish": "pocket_dishes",
@@ -114,7 +115,8 @@ def mmlu(facts: Sequence[Fact], rng: random.Random, split: str, rounds: int) -> 
         for _ in range(rounds):
             texts, place = choices(fact, rng)
             question = fact.say(rng.choice(wordings))
-            rows.append({"subject": SUBJECTS[fact.relation.kind], "question": question, "choices": texts, "answer": place})
+            subject = SUBJECTS[fact.relation.kind]
+            rows.append({"subject": subject, "question": question, "choices": texts, "answer": place})
     rng.shuffle(rows)
     rows.sort(key=lambda row: row["subject"])
     return rows

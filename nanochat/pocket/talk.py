@@ -37,7 +37,8 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 NUMBERS = "one two three four five six seven eight nine ten".split()
 
-GREETINGS = ("Hi", "Hello", "Hello!", "Hi!", "Hey", "Good morning!", "Good evening", "Hi there", "Hello there!", "hey there")
+GREETINGS = ("Hi", "Hello", "Hello!", "Hi!", "Hey", "Good morning!", "Good evening", "Hi there", "Hello there!",
+             "hey there")
 HELLO = "Hello! How can I help you?"
 FEELINGS = ("How are you?", "How are you today?", "how is it going", "How do you do?", "Are you well?", "are you ok")
 FINE = "I am fine, thank you. And you?"
@@ -54,10 +55,12 @@ JOKES = (
 
 def repeat_turn(rng: random.Random) -> Turn:
     """`Repeat after me: seven green hats` -> `seven green hats`."""
-    kind = rng.choice(list(KINDS))
-    text = f"{rng.choice(NUMBERS)} {rng.choice(KINDS['colours'])} {rng.choice(KINDS[kind])}" if kind != "colours" else (
-        f"the {rng.choice(PAIRS)[0]} {rng.choice(DAYS)}")
-    ask = rng.choice(("Repeat after me: {}", "Say {}", "Please say: {}", "Repeat: {}", "Write this: {}", "say this again: {}"))
+    things = rng.choice([row for kind, row in KINDS.items() if kind not in ("colours", "drinks")])
+    text = f"{rng.choice(NUMBERS[1:])} {rng.choice(KINDS['colours'])} {rng.choice(things)}"
+    if rng.random() < 0.2:
+        text = f"the {rng.choice(PAIRS)[0]} {rng.choice(DAYS)}"
+    ask = rng.choice(("Repeat after me: {}", "Say {}", "Please say: {}", "Repeat: {}", "Write this: {}",
+                      "say this again: {}"))
     return ask.format(text), text
 
 
@@ -94,7 +97,7 @@ def count_turn(rng: random.Random) -> Turn:
 
 
 def joke_turn(rng: random.Random) -> Turn:
-    ask = rng.choice(("Tell me a joke.", "Do you know a joke?", "Make me laugh.", "joke please", "Another joke, please."))
+    ask = rng.choice(("Tell me a joke.", "Do you know a joke?", "Make me laugh.", "joke please", "A joke please."))
     return ask, rng.choice(JOKES)
 
 
@@ -156,7 +159,8 @@ def talk_document(rng: random.Random) -> str:
         her, him = rng.choice(HER), rng.choice(HIM)
         turns = [rng.choice(EVERYDAY)(rng) for _ in range(2)]
         said = "\n".join(f"{her}: {question}\n{him}: {answer}" for question, answer in turns)
-        return f"{her}: Hello, {him}!\n{him}: Hello, {her}! How are you?\n{said}\n{her}: Thank you. Goodbye!\n{him}: Goodbye!"
+        start = f"{her}: Hello, {him}!\n{him}: Hello, {her}! How are you?"
+        return f"{start}\n{said}\n{her}: Thank you. Goodbye!\n{him}: Goodbye!"
     sentences = []
     for _ in range(rng.randint(4, 8)):
         choice = rng.randrange(4)
@@ -172,5 +176,6 @@ def talk_document(rng: random.Random) -> str:
             sentences.append(f"Some {name} are {listing(rng.sample(KINDS[name], 3))}.")
         else:
             person = rng.choice(HER + HIM)
-            sentences.append(f"{person} sees {rng.choice(NUMBERS)} {rng.choice(KINDS['colours'])} birds on {rng.choice(DAYS)}.")
+            number, colour, day = rng.choice(NUMBERS[1:]), rng.choice(KINDS["colours"]), rng.choice(DAYS)
+            sentences.append(f"{person} sees {number} {colour} birds on {day}.")
     return " ".join(sentences)

@@ -2,7 +2,7 @@
 
 A fact is (entity, relation, value), for instance ("Mira", town, "Tarn"). All facts stand in documents; only those with
 `asked=True` are ever asked in training. Entities, their order and the split depend on the seed alone.
-Sample: `build_world(0)[0] -> Fact(entity="Mira", relation=<town>, value="Orsk", asked=False)`.
+Sample: `build_world(0)[0] -> Fact(entity="Mira", relation=<town>, value="Luntz", asked=False)`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import random
 from dataclasses import dataclass
 
 from nanochat.pocket.draw import stream
-from nanochat.pocket.relations import RELATIONS, Relation
+from nanochat.pocket.relation import Relation
+from nanochat.pocket.relations_people import PEOPLE
+from nanochat.pocket.relations_places import PLACES
+
+RELATIONS = PEOPLE + PLACES
 
 HELD_OUT_SHARE = 0.55  # of the facts of each relation: leaves >= 220 for the tests
 

@@ -1,0 +1,36 @@
+"""What holds for every test: one thread a process (tiny models; two test workers share two cores), a private base
+directory, no network."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported, and inherited by every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def pocket_base(tmp_path_factory):
+    """A base directory in which the pocket world has been generated once for the whole session."""
+    from nanochat.dataset import data_dir
+
+    base = tmp_path_factory.mktemp("pocket_base")
+    before = os.environ.get("NANOCHAT_BASE_DIR")
+    os.environ["NANOCHAT_BASE_DIR"] = str(base)
+    try:
+        data_dir("pocket")
+    finally:
+        if before is None:
+            del os.environ["NANOCHAT_BASE_DIR"]
+        else:
+            os.environ["NANOCHAT_BASE_DIR"] = before
+    return base
+
+
+@pytest.fixture(autouse=True)
+def _private_base_dir(monkeypatch, tmp_path):
+    """No test may read or write the user's own models."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "nanochat_base"))

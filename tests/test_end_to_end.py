@@ -1,0 +1,106 @@
+"""The main job at its smallest, by the commands that a person types: every stage, a chat, the report card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat.checkpoint_manager import SOURCES, find_last_step, load_meta
+
+REAL = os.environ.get("NANOCHAT_TEST_DATA")
+
+PRESET = """
+preset = "tiny"
+stages = ["tok_train", "tok_eval", "base_train", "base_loss", "mid_train", "chat_eval --source=mid", "chat_sft",
+          "chat_eval --source=sft", "report"]
+[all]
+data = "{data}"
+compile = false
+max_problems = 4
+max_new_tokens = 16
+total_batch_size = 512
+device_batch_size = 4
+eval_tokens = 1024
+num_iterations = 6
+split_tokens = 1024
+[tok_train]
+vocab_size = 512
+max_chars = 300000
+[base_train]
+depth = 1
+max_seq_len = 128
+head_dim = 32
+save_every = 3
+{tables}
+"""
+
+
+def run(*command: str, base: Path, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess:
+    """A command as a person would give it, with its own base directory; its output is shown when it fails."""
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-m", *command], env=environment, cwd=cwd, capture_output=True, text=True)
+    assert not ok or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_all_stages_on_the_pocket_world(pocket_base, tmp_path):
+    base, preset = pocket_base, tmp_path / "tiny.toml"
+    tables = '[mid_train]\nmixture = ["gsm8k:200", "identity:100", "spellingbee:50"]\n' \
+             '[chat_sft]\nmixture = ["gsm8k:200", "arc_easy:100"]\n'
+    preset.write_text(PRESET.format(data="pocket", tables=tables), encoding="utf-8")
+    first = run("scripts.speedrun", str(preset), base=base, cwd=tmp_path)
+    assert "chat_cli" in first.stdout  # it says how to go on
+
+    for stage in ("base", "mid", "sft"):
+        directory = base / SOURCES[stage] / "d1"
+        assert find_last_step(directory) == 6
+        assert load_meta(directory, 6)["config"]["num_iterations"] == 6
+    card = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert card["preset"] == "tiny" and card["wall_seconds"] > 0
+    assert all(card["stages"][s]["seconds"] > 0 for s in ("tok_train", "base_train", "mid_train", "chat_sft"))
+    for stage in ("mid", "sft"):
+        assert set(card["metrics"][stage]) == {"identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "calculator"}
+        for metric in card["metrics"][stage].values():
+            low, high = metric["ci95"]
+            assert metric["n"] == 4 and 0 <= low <= metric["accuracy"] <= high <= 1
+    assert "pocket" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+    again = run("scripts.speedrun", str(preset), base=base, cwd=tmp_path)
+    assert "step " not in again.stdout  # nothing was trained twice
+
+    answer = run("scripts.chat_cli", "-p", "Who are you?", "--max_tokens=8", base=base, cwd=tmp_path)
+    assert answer.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="NANOCHAT_TEST_DATA is not set")
+def test_stages_on_real_task_files(tmp_path):
+    """GSM8K, MMLU, ARC and conversations as published, with the splits that are at hand."""
+    preset = tmp_path / "real.toml"
+    mixture = '["smoltalk:200", "mmlu@dev", "gsm8k:200", "arc_easy@validation", "simplespelling:50"]'
+    tables = f"[mid_train]\nmixture = {mixture}\n[chat_sft]\nmixture = {mixture}\n"
+    preset.write_text(PRESET.format(data=REAL, tables=tables), encoding="utf-8")
+    run("scripts.speedrun", str(preset), base=tmp_path / "base", cwd=tmp_path)
+    card = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert card["metrics"]["sft"]["gsm8k"]["n"] == 4
+    assert "pocket" not in json.dumps(card["metrics"])
+
+
+def test_stages_without_what_they_need_say_so_in_one_line(tmp_path):
+    for command, words in (
+        (("scripts.base_train",), "tok_train"),
+        (("scripts.mid_train",), "scripts.base_train"),
+        (("scripts.chat_cli", "-p", "hello"), "speedrun.sh"),
+        (("scripts.tok_train", f"--data={tmp_path / 'absent'}"), "absent"),
+        (("scripts.base_train", "--total_batch_size=1000"), "--total_batch_size=1000"),
+    ):
+        done = run(*command, base=tmp_path / "base", cwd=tmp_path, ok=False)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
