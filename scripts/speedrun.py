@@ -268,7 +268,8 @@ def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: L
     code, seconds, peak, signum = run_command(command)
     ledger.write(stage.name, key, finished=code == 0 and signum is None, seconds=seconds, peak=peak)
     if signum is not None:
-        print(f"\nStopped in {stage.name}. The same command goes on from here.", flush=True)
+        by = signal.Signals(signum).name
+        print(f"\nStopped in {stage.name} by {by}. The same command goes on from here.", flush=True)
         return 128 + signum
     if code != 0:
         print(f"{stage.name} failed with exit code {code}. Mend it and give the same command again: "

@@ -26,7 +26,7 @@ from nanochat import configurator
 from nanochat.common import print0
 from nanochat.dataset import text_iterator
 from nanochat.report import get_report
-from nanochat.tokenizer import byte_level_characters, get_tokenizer
+from nanochat.tokenizer import RustBPETokenizer, byte_level_characters, get_tokenizer
 
 Encode = Callable[[str], list[int]]
 BLOBS = "https://openaipublic.blob.core.windows.net/"
@@ -46,7 +46,6 @@ SAMPLES = {
     "numbers": "In 2024 the shop sold 1,482 lamps at 39.95 each, 17 % more than in 1998; order no. 00731945, "
     "tel. 555-0142. 3.14159265 * 2 ** 10 = 3216.99 and 12 / 60 = 0.2",
     "Cyrillic": "Утром над рекой стоял туман, и старый паром шёл медленно, почти на ощупь.",
-    "Greek": "Το πρωί η θάλασσα ήταν ήσυχη και τα καΐκια γύριζαν στο λιμάνι.",
     "Chinese": "清晨的河面上有雾，渡船走得很慢，船上的人都没有说话。",
     "Japanese": "朝の川には霧が出ていて、渡し船はゆっくりと進んでいった。",
     "Korean": "아침 강에는 안개가 끼어 있었고 나룻배는 천천히 움직였다.",
@@ -70,10 +69,8 @@ def published_encoders() -> dict[str, Encode]:
     """The encoders of GPT-2, GPT-4 and GPT-4o whose files are at hand."""
     encoders: dict[str, Encode] = {}
     folder = Path(os.environ.get("NANOCHAT_TEST_DATA", "")) / "tokenizer_vectors"
-    # where tiktoken itself looks; an empty setting switches its cache off
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR")) or os.path.join(
-        tempfile.gettempdir(), "data-gym-cache"
-    )
+    default_cache = Path(tempfile.gettempdir()) / "data-gym-cache"  # these are the places where tiktoken itself looks
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default_cache
     for name, (encoding, file, addresses) in PUBLISHED.items():
         cached = [Path(cache) / hashlib.sha1((BLOBS + address).encode("ascii")).hexdigest() for address in addresses]
         if all(path.is_file() for path in cached):
@@ -94,7 +91,7 @@ def encoder_from_folder(folder: Path, encoding: str, file: str) -> Encode:
         ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in text.splitlines()}
     patterns = json.loads((folder / "patterns.json").read_text(encoding="utf-8"))
     pattern = patterns["r50k_base" if encoding == "gpt2" else encoding]
-    return tiktoken.Encoding(encoding, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
+    return RustBPETokenizer(ranks, pattern, {}).encode
 
 
 def measure(texts: dict[str, list[str]], encoders: dict[str, Encode]) -> dict[str, dict]:

@@ -158,7 +158,7 @@ def test_any_text_gives_text_or_none(text):
 
 
 def test_off_the_main_thread():
-    """trap: thread-signal"""
+    # trap: thread-signal
     results = []
     threads = [threading.Thread(target=lambda: results.append(use_calculator("9**9**9") or use_calculator("6*7")))
                for _ in range(4)]

@@ -133,7 +133,8 @@ class Terminal:
 
 
 def test_one_question(base):
-    """stdout is the answer and nothing else, whole characters and the folded tool call in it. trap: utf8-stream"""
+    """stdout is the answer and nothing else, whole characters and the folded tool call in it."""
+    # trap: utf8-stream
     done = run(base, "-p", "Who are you?")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "I⟨6*7 = 42⟩ok🦊\n"
@@ -173,7 +174,8 @@ def test_mistakes_are_one_line(base, args, text):
 
 
 def test_piped_conversation(base):
-    """Without a terminal: each line a message, the end of input the end. trap: context-end"""
+    """Without a terminal: each line a message, the end of input the end."""
+    # trap: context-end
     question = "tell me more about it\n"
     done = run(base, text=f"one\n\n/help\n/nonsense\n/clear\n{question * 4}/clear\n{question}")
     assert done.returncode == 0, done.stderr

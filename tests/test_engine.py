@@ -126,7 +126,9 @@ operations = st.lists(st.one_of(
 @settings(deadline=None, max_examples=60)
 @given(operations, st.integers(1, 4))
 def test_cache_against_lists(steps, batch_size):
-    """Any sequence of operations, beginning with far too little room. trap: kv-growth, head-dim"""
+    """Any sequence of operations, beginning with far too little room."""
+    # trap: kv-growth
+    # trap: head-dim
     torch.manual_seed(0)
     cache, oracle = new_cache(batch_size, seq_len=2), ListCache(batch_size, 2, 2, 3)
     for name, x in steps:
@@ -168,7 +170,8 @@ def test_cache_against_lists(steps, batch_size):
 
 
 def test_cache_memory_is_finite_and_typed():
-    """0 · NaN poisons a masked sum, so cells never written must be finite, also after growth. trap: cache-dtype"""
+    """0 · NaN poisons a masked sum, so cells never written must be finite, also after growth."""
+    # trap: cache-dtype
     for dtype in (torch.float32, torch.bfloat16):
         cache = new_cache(2, seq_len=4, dtype=dtype)
         cache._reserve(3, 400)
@@ -209,7 +212,7 @@ def test_greedy_takes_the_largest():
 
 @pytest.mark.parametrize("top_k", [None, 0, 1, 2, 5, 50, 51, 10_000])
 def test_top_k(top_k):
-    """trap: top-k-zero"""
+    # trap: top-k-zero
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     uniforms = [uniform(0, i, 0) for i in range(400)]
     tokens = sample_next_token(logits.expand(400, 50), uniforms, 1.0, top_k)
@@ -292,7 +295,8 @@ def test_neighbours_do_not_matter(engine):
 
 
 def test_first_tokens_differ(engine):
-    """The first token is sampled for each row, not once for all. trap: first-token"""
+    """The first token is sampled for each row, not once for all."""
+    # trap: first-token
     prompt = random_prompts(1, engine.model.config.vocab_size, seed=8)[0]
     column, mask = next(iter(engine.generate(prompt, num_samples=16, temperature=2.0)))
     assert len(column) == 16 and mask == [1] * 16
@@ -318,7 +322,8 @@ def test_many_groups_of_prefill(engine, monkeypatch):
 
 
 def test_growth_in_the_engine(tokenizer, monkeypatch):
-    """A cache that starts small and grows every 8 positions says what a large one says. trap: kv-growth"""
+    """A cache that starts small and grows every 8 positions says what a large one says."""
+    # trap: kv-growth
     engine = Engine(make_model(tokenizer.get_vocab_size(), 2), tokenizer)
     prompts = random_prompts(4, 256, longest=5, seed=11)
     want = engine.generate_batch(prompts, max_tokens=40, temperature=0.0)
@@ -333,7 +338,7 @@ def test_growth_in_the_engine(tokenizer, monkeypatch):
 
 
 def test_bfloat16_on_cpu(tokenizer):
-    """trap: cache-dtype"""
+    # trap: cache-dtype
     model = make_model(tokenizer.get_vocab_size(), 2)
     model.compute_dtype = torch.bfloat16
     engine = Engine(model, tokenizer)
@@ -343,7 +348,7 @@ def test_bfloat16_on_cpu(tokenizer):
 
 
 def test_a_compiled_model_is_unwrapped(tokenizer):
-    """trap: compiled-sampling"""
+    # trap: compiled-sampling
     model = make_model(tokenizer.get_vocab_size())
     assert Engine(torch.compile(model), tokenizer).model is model
 
@@ -352,7 +357,8 @@ def test_a_compiled_model_is_unwrapped(tokenizer):
 
 
 def test_finished_rows_leave_at_once(tokenizer):
-    """The row of prompt [n] ends with its n-th token; every forward holds only unfinished rows. trap: finished-rows"""
+    """The row of prompt [n] ends with its n-th token; every forward holds only unfinished rows."""
+    # trap: finished-rows
     end = tokenizer.encode_special("<|assistant_end|>")
 
     def rule(history):
@@ -394,7 +400,7 @@ def test_generate_fills_finished_rows_with_unsampled_ends(tokenizer):
 
 @pytest.mark.parametrize(("name", "finish"), [("<|assistant_end|>", "stop"), ("<|bos|>", "bos")])
 def test_end_tokens_are_recorded(tokenizer, name, finish):
-    """trap: bos-sampled"""
+    # trap: bos-sampled
     end = tokenizer.encode_special(name)
     engine = scripted(tokenizer, [10, 11, end, 12], prompt_len=2)
     generation = engine.start([[1, 2]], max_tokens=10)
@@ -406,7 +412,8 @@ def test_end_tokens_are_recorded(tokenizer, name, finish):
 
 
 def test_limits(tokenizer):
-    """Never a position beyond the context, and the reason is told. trap: context-end"""
+    """Never a position beyond the context, and the reason is told."""
+    # trap: context-end
     model = make_model(tokenizer.get_vocab_size(), sequence_len=24)
     engine = Engine(model, tokenizer)
     table = model.cos.size(1)
@@ -451,7 +458,7 @@ def output(tokenizer, text):
 
 
 def test_tool_result_is_forced(tokenizer):
-    """trap: calculator-format (10, not 10.0)"""
+    # trap: calculator-format (10, not 10.0)
     end = tokenizer.encode_special("<|assistant_end|>")
     said = [*call(tokenizer, "0.2*50"), *tokenizer.encode("so"), *call(tokenizer, "'a,b'.count(',')"), end]
     engine = scripted(tokenizer, said, prompt_len=3)
@@ -530,7 +537,7 @@ def test_random_model_with_tools_equals_naive(tokenizer):
 
 
 def test_tool_off_the_main_thread(tokenizer):
-    """trap: thread-signal"""
+    # trap: thread-signal
     said = [*call(tokenizer, "6*7"), tokenizer.encode_special("<|assistant_end|>")]
     results = []
     thread = threading.Thread(target=lambda: results.append(
@@ -546,7 +553,7 @@ def test_tool_off_the_main_thread(tokenizer):
 @settings(deadline=None)
 @given(text=st.text(max_size=40))
 def test_stream_gives_whole_characters(tokenizer, text):
-    """trap: utf8-stream"""
+    # trap: utf8-stream
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     stream, pieces = TextStream(tokenizer), []
     for token in tokenizer.encode(text):
@@ -558,7 +565,8 @@ def test_stream_gives_whole_characters(tokenizer, text):
 
 
 def test_stream_splits_an_emoji_over_tokens(tokenizer):
-    """Four bytes, four tokens: nothing, nothing, nothing, then the character. trap: utf8-stream"""
+    """Four bytes, four tokens: nothing, nothing, nothing, then the character."""
+    # trap: utf8-stream
     stream = TextStream(tokenizer)
     ids = [next(i for i in range(256) if tokenizer.decode_bytes([i]) == bytes([b])) for b in "🦊".encode()]
     assert [stream.feed(i)[1] for i in ids] == ["", "", "", "🦊"]
@@ -591,7 +599,7 @@ def chat(n):
 
 
 def test_fit_conversation_drops_oldest_turns(tokenizer):
-    """trap: context-end"""
+    # trap: context-end
     messages = chat(6)
     whole = fit_conversation(messages, tokenizer, 10_000)
     assert whole.dropped == 0 and whole.messages == messages

@@ -52,7 +52,7 @@ def test_bucketed_best_fit_wastes_as_the_scan_does(lengths, T):
 @given(st.data(), st.integers(2, 24))
 def test_conversation_targets_are_the_supervised_next_ids(data, T):
     sizes = data.draw(st.lists(st.integers(1, T), max_size=30))
-    rendered = [([BOS, *d[1:]], [0] + data.draw(st.lists(st.integers(0, 1), min_size=n - 1, max_size=n - 1)))
+    rendered = [([BOS, *d[1:]], data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)))
                 for d, n in zip(unique_documents(sizes), sizes, strict=True)]
     packed = pack_conversations(rendered, BOS, T)
     # a conversation of one BOS is told from padding by nobody, the model included

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nanochat.configurator import load_toml
@@ -171,9 +172,9 @@ def test_a_kill_leaves_the_stage_to_be_gone_on_from(folder):
     while not (folder / "ready").exists():
         time.sleep(0.02)
     ledger = json.loads((folder / "base/speedrun/tiny.json").read_text(encoding="utf-8"))
-    child = int(subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(process.pid)]).split()[0])
+    [child] = psutil.Process(process.pid).children()
     process.kill()
-    os.kill(child, signal.SIGKILL)
+    child.kill()
     process.communicate(timeout=30)
     assert ledger["base_train"]["finished"] is False
     (folder / "slow").unlink()
