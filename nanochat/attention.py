@@ -62,7 +62,7 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     H_kv, S = k.size(1), k.size(2)
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    if H != H_kv:  # the queries that share a key head stand beside each other: (B, H_kv, G·T, D)
+    if H_kv != H:  # the queries that share a key head stand beside each other: (B, H_kv, G·T, D)
         q = q.reshape(B, H_kv, (H // H_kv) * T, D)
         mask = mask.expand(-1, -1, T, S).repeat(1, 1, H // H_kv, 1) if mask.dim() == 4 else mask.repeat(H // H_kv, 1)
     scores = (q @ k.transpose(-1, -2)).float() * D**-0.5  # (B, H_kv, G·T, S)

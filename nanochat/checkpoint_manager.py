@@ -232,10 +232,10 @@ def resume_step(
     """Where a run in `directory` starts: the step to resume from, or None for a new run.
 
     A run that is there is never mixed with another: it is gone on with (`--resume`, same configuration and parent
-    model), replaced (`--overwrite`), or a `UserError` says so.
+    model), replaced (`--overwrite`; with both flags, only if it cannot be gone on with), or a `UserError` says so.
     """
     steps = saved_steps(directory)
-    if not steps or overwrite:
+    if not steps or (overwrite and not resume):
         delete_checkpoints(directory)
         return None
     if not resume:
@@ -245,6 +245,9 @@ def resume_step(
     saved, now = {**meta["config"], "parent": meta["parent"]}, {**config, "parent": parent}
     differing = [f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in sorted(saved.keys() | now.keys())
                  if k not in FREE_FIELDS and saved.get(k) != now.get(k)]
+    if differing and overwrite:
+        delete_checkpoints(directory)
+        return None
     if differing:
         raise UserError(f"cannot resume {directory}, the configuration differs ({'; '.join(differing)}): "
                         "--overwrite starts anew, --model_tag=NAME starts another run beside it")

@@ -147,7 +147,11 @@ class _ConversationSource:
         """At most T ids with their mask, and the conversation entered under what became of it; no ids: left out."""
         conversation = self.task[index]
         try:  # one token more than fits: so a conversation that is too long is known to be
-            ids, mask = self.tokenizer.render_conversation(conversation, max_tokens=self.T + 1)
+            if "text" in conversation:  # a document (tasks/documents.py): all of it is learned
+                ids = self.tokenizer.encode(conversation["text"], prepend=self.bos)[: self.T + 1]
+                mask = [0] + [1] * (len(ids) - 1)
+            else:
+                ids, mask = self.tokenizer.render_conversation(conversation, max_tokens=self.T + 1)
         except UserError as e:
             if not self.noted:  # hours into a run, one bad row is no reason to stop; it is one to speak
                 print0(f"note: conversation {index} of {type(self.task).__name__} is left out: {e}")

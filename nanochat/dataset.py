@@ -146,7 +146,10 @@ def fetch_hub_shards(n: int) -> list[Path]:
         try:
             hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=folder)
         except Exception as e:  # the client raises a dozen kinds; to the person all of them mean "not fetched"
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            cause: BaseException = e
+            while cause.__cause__ is not None:  # the outermost one only says "could not be found"
+                cause = cause.__cause__
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             raise UserError(f"could not fetch {name} of {HUB_REPO}: {reason} "
                             "(check the network or HF_ENDPOINT and run again, or use --data=pocket)") from e
 

@@ -39,7 +39,7 @@ class Group:
 
 
 class Optimizer:
-    """All parameters of a model, each by its group's rule. State is made at once, float32 or wider, beside the parameter."""
+    """All parameters of a model, each by its group's rule. State is made at once, in float32 or wider."""
 
     def __init__(self, groups: list[Group]):
         names = [name for g in groups for name in g.params]

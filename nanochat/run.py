@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -56,16 +55,11 @@ class MetricsLog:
         kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
         with open(self.path, "w", encoding="utf-8") as f:
             f.writelines(json.dumps(r) + "\n" for r in kept)
-        self._file = open(self.path, "a", encoding="utf-8")
 
     def log(self, step: int, **values: Any) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

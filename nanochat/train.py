@@ -306,7 +306,6 @@ def run_training(
                          loss_fn=document_loss(tokenizer.get_bos_token_id()),
                          hooks=[Every(config.save_every, save), *hooks],
                          on_step=step_log, should_stop=lambda: stop.requested)
-    metrics.close()
     if not finished:
         save(state)
         raise KeyboardInterrupt

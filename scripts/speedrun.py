@@ -149,15 +149,15 @@ class Ledger:
         return bool(record.get("finished") and record.get("hash") == key and record.get("report_sha256")
                     and record["report_sha256"] == self.report_hash(name))
 
-    def how_to_start(self, name: str, key: str) -> str | None:
-        """The flag for a stage that saves as it goes: on with this same run, or over an earlier one of this preset.
+    def how_to_start(self, name: str, key: str) -> list[str]:
+        """The flags for a stage that saves as it goes: on with this same run, or over an earlier one of this preset.
 
-        None where this preset has nothing there yet: a run that a person made by hand is not ours to replace, and
-        the stage will say so.
+        Both when this run was begun: it may have been stopped before it had replaced the earlier one. None where this
+        preset has nothing there yet: a run that a person made by hand is not ours to replace; the stage will say so.
         """
         if self.begun(name, key):
-            return "--resume"
-        return "--overwrite" if name in self.records else None
+            return ["--resume", "--overwrite"]
+        return ["--overwrite"] if name in self.records else []
 
     def begun(self, name: str, key: str) -> bool:
         """Started with this very hash and not finished: what it saved can be gone on from."""
@@ -255,10 +255,9 @@ def run_command(command: list[str]) -> tuple[int, float, int, int | None]:
 def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: Ledger, head: str) -> int:
     """Run one stage and keep the ledger. Returns its exit code, 128 + the signal's number if one came."""
     command = [sys.executable, "-m", stage.module, str(path), *stage.flags]
-    start = ledger.how_to_start(stage.name, key) if stage.script in RESUMABLE else None
-    if start:
-        command.append(start)
-    print(f"{head}{': going on from its last save' if start == '--resume' else ''}", flush=True)
+    start = ledger.how_to_start(stage.name, key) if stage.script in RESUMABLE else []
+    command += start
+    print(f"{head}{': going on from its last save' if '--resume' in start else ''}", flush=True)
     if stage.script == "report":
         ledger.log(stages)
         command.append(f"--out={Path.cwd()}")

@@ -15,6 +15,7 @@ from nanochat.common import UserError
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture, task_dir
 from tasks.customjson import CustomJSON
+from tasks.documents import Documents
 from tasks.gsm8k import GSM8K
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
@@ -33,12 +34,13 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": lambda split, **kw: GSM8K("main", split, **kw),
     "spellingbee": lambda split, **kw: SpellingBee(split=split, **kw),
     "simplespelling": lambda split, **kw: SimpleSpelling(split=split, **kw),
+    "documents": lambda split, **kw: Documents(split=split, **kw),
     "identity": _custom("identity"),
     "world_qa": _custom("world_qa"),
     "calculator": _custom("calculator"),
     "world_mc": lambda split, **kw: ARC("ARC-Easy", split, **kw),
 }
-GENERATED = ("spellingbee", "simplespelling")  # these have a size instead of rows in a file
+SIZED = ("spellingbee", "simplespelling", "documents")  # these are as long as one asks for
 ALIASES = {"spelling_bee": "spellingbee", "simple_spelling": "simplespelling"}
 ITEM = re.compile(r"(?P<name>.+?)(?:@(?P<split>\w+))?(?::(?P<rows>\d+))?(?:\*(?P<times>\d+))?")
 
@@ -73,7 +75,7 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
         if found is None or found["times"] == "0" or found["rows"] == "0":
             raise UserError(f'"{item}" is no mixture item: write name[@split][:rows][*times], as in gsm8k:1000*2')
         name, rows = found["name"], found["rows"]
-        size_key = "size" if ALIASES.get(name, name) in GENERATED else "stop"
+        size_key = "size" if ALIASES.get(name, name) in SIZED else "stop"
         from_split = found["split"] if found["split"] and split == "train" else split
         task = make_task(name, data, from_split, **({size_key: int(rows)} if rows else {}))
         tasks += [task] * int(found["times"] or 1)

@@ -34,7 +34,7 @@ def test_both_spellings():
 
 def test_preset_then_flags(tmp_path):
     preset = tmp_path / "p.toml"
-    preset.write_text('preset = "p"\n[all]\nlearning_rate = 2\nother = 1\n[x]\ndepth = 7\ntasks = ["b", "c"]\n[y]\nz = 1\n')
+    preset.write_text('preset = "p"\n[all]\nlearning_rate = 2\nother = 1\n[x]\ndepth = 7\ntasks = ["b", "c"]\n[y]\nz = 1')
     assert parse(Config, [str(preset)], "x") == Config(7, 2, ("b", "c"))
     assert parse(Config, [str(preset), "--depth=9"], "x") == Config(9, 2, ("b", "c"))
     assert parse(Config, [str(preset)], "elsewhere") == Config(4, 2)
@@ -43,8 +43,9 @@ def test_preset_then_flags(tmp_path):
     assert parse(Config, [str(flat)], "x").depth == 3
 
 
-@pytest.mark.parametrize("text, words", [("[x]\ndept = 1", "'dept'; did you mean 'depth'"), ("[x]\ndepth = 'a'", "x.depth"),
-                                         ("[x]\ndepth = true", "x.depth"), ("[x", "not valid TOML")])
+@pytest.mark.parametrize("text, words", [("[x]\ndept = 1", "'dept'; did you mean 'depth'"),
+                                         ("[x]\ndepth = 'a'", "x.depth"), ("[x]\ndepth = true", "x.depth"),
+                                         ("[x", "not valid TOML")])
 def test_bad_presets_are_named(tmp_path, text, words):
     preset = tmp_path / "p.toml"
     preset.write_text(text)

@@ -176,10 +176,12 @@ def expected_pieces(texts: list[str], tokenizer: RustBPETokenizer, T: int) -> Co
 
 def test_every_document_exactly_once_an_epoch(folder, tokenizer):
     texts = [t for unit in parquets_iter_batched("train", data=folder) for t in unit]
-    first, second = epochs_of(makers(folder, tokenizer)["text"](B=1), 2)
-    bos = tokenizer.get_bos_token_id()
+    loader, bos = makers(folder, tokenizer)["text"](B=1), tokenizer.get_bos_token_id()
+    first, second = epochs_of(loader, 2)
     assert pieces_of(first, bos) == pieces_of(second, bos) == expected_pieces(texts, tokenizer, T)
-    assert [b.inputs.tolist() for b in first] != [b.inputs.tolist() for b in second]  # in another order
+    windows = [loader.source.window(epoch, 0) for epoch in (0, 1)]
+    seen = [reference.pieces_in(w.inputs.tolist(), w.targets.tolist(), bos) for w in windows]
+    assert seen[0] != seen[1]  # other row groups come first
     assert second[-1].state["counts"]["documents"] == 2 * len(texts)
 
 
@@ -246,6 +248,18 @@ def test_long_conversations_are_cut_and_counted(folder, tokenizer):  # trap: lon
     assert pieces == Counter(reference.conversation_piece(ids, mask, T) for ids, mask in rendered)
     counts = loader.counts
     assert (counts["documents"], counts["truncated"], counts["skipped"]) == (2, 1, 2)
+
+
+def test_documents_among_conversations_are_learned_whole(tokenizer):
+    """All of a document is a target, once; of a conversation only the answer is."""
+    loader = conversation_loader(Conversations([{"text": "abc"}, chat(1)]), tokenizer, 1, 32, epochs=1, shuffle=False)
+    batch = next(loader)
+    ids, mask = tokenizer.render_conversation(chat(1))
+    expected = Counter(tokenizer.encode("abc")) + Counter(i for i, m in zip(ids, mask, strict=True) if m)
+    assert Counter(batch.targets[batch.targets >= 0].tolist()) == expected
+    starts = [n for n, token in enumerate(batch.inputs[0].tolist()) if token == tokenizer.get_bos_token_id()]
+    documents = [batch.inputs[0, a:b].tolist() for a, b in zip(starts, [*starts[1:], 32], strict=True)]
+    assert [tokenizer.get_bos_token_id(), *tokenizer.encode("abc")] in documents
 
 
 def test_odd_conversations_are_left_out_and_counted(folder, tokenizer, capsys):  # trap: empty

@@ -80,7 +80,7 @@ def test_ranks_add_up(tmp_path):
     ranks = [context.Process(target=_rank, args=(r, 2, str(tmp_path / "store"), out)) for r in range(2)]
     for p in ranks:
         p.start()
-    results = [out.get(timeout=60) for _ in ranks]
+    results = [out.get(timeout=240) for _ in ranks]
     for p in ranks:
         p.join(timeout=60)
     assert [(r.nats, r.bytes, r.tokens) for r in results] == [(3.0, 4, 2)] * 2

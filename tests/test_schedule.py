@@ -17,7 +17,8 @@ ratio = st.floats(0, 0.5)
 
 
 @given(st.integers(1, 500), ratio, ratio, st.floats(0, 1))
-def test_rises_stays_falls_and_is_never_negative(n, warmup, warmdown, final):  # trap: warmdown-up # trap: steps-vs-micro
+def test_rises_stays_falls_and_is_never_negative(n, warmup, warmdown, final):
+    # trap: warmdown-up # trap: steps-vs-micro
     values = [lr_multiplier(s, n, warmup_ratio=warmup, warmdown_ratio=warmdown, final_lr_frac=final) for s in range(n)]
     assert all(0 <= v <= 1 for v in values)
     start = n - round(warmdown * n)

@@ -142,7 +142,7 @@ def test_a_failing_stage_is_named_and_gone_on_from(folder):
     assert "base_train failed with exit code 3" in out
     assert not (folder / "base/report/base_train.json").exists()  # the old figure does not pass for the new
     (folder / "crash").unlink()
-    assert run(folder)[1] == ["base_train --resume", "chat_eval_mid --source=mid"]
+    assert run(folder)[1] == ["base_train --resume --overwrite", "chat_eval_mid --source=mid"]
 
 
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, False)])
@@ -162,7 +162,7 @@ def test_signals_reach_the_stage_once_and_it_is_waited_for(folder, number, group
     assert (folder / "saved").read_text(encoding="utf-8") == repr([int(once)])
     assert "Stopped in base_train" in out
     (folder / "slow").unlink()
-    assert run(folder)[1] == ["base_train --resume", "chat_eval_mid --source=mid"]
+    assert run(folder)[1] == ["base_train --resume --overwrite", "chat_eval_mid --source=mid"]
 
 
 def test_a_kill_leaves_the_stage_to_be_gone_on_from(folder):
@@ -178,7 +178,7 @@ def test_a_kill_leaves_the_stage_to_be_gone_on_from(folder):
     process.communicate(timeout=30)
     assert ledger["base_train"]["finished"] is False
     (folder / "slow").unlink()
-    assert run(folder)[1] == ["base_train --resume", "chat_eval_mid --source=mid"]
+    assert run(folder)[1] == ["base_train --resume --overwrite", "chat_eval_mid --source=mid"]
 
 
 @pytest.mark.parametrize(

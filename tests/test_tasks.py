@@ -17,6 +17,7 @@ from tasks.arc import ARC
 from tasks.catalog import TASKS, make_task, parse_mixture
 from tasks.common import ParquetRows, Task, TaskMixture, TaskSequence, load_jsonl, render_mc
 from tasks.customjson import CustomJSON, contains_words
+from tasks.documents import Documents
 from tasks.gsm8k import GSM8K, answer_parts, final_number
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
@@ -403,11 +404,29 @@ def test_line_separators_inside_strings_do_not_end_a_line(tmp_path):
     assert CustomJSON(path)[0]["messages"][0]["content"] == "a\u2028b"
 
 
+# --------------------------------------------------------------------------- documents
+
+
+def test_documents_come_from_their_split_and_are_as_many_as_asked_for(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for i in range(200):
+        (folder / f"{i}.txt").write_text(f"Document number {i}.", encoding="utf-8")
+    train, test = Documents(20, "train", data=str(folder)), Documents(10_000, "test", data=str(folder))
+    assert len(train) == 20 and 0 < len(test) < 200  # fewer than asked for: all there are
+    assert not {row["text"] for row in train} & {row["text"] for row in test}
+    assert [row["text"] for row in Documents(20, "train", data=str(folder))] == [row["text"] for row in train]
+    with pytest.raises(UserError, match="no split"):
+        Documents(5, "validation", data=str(folder))
+    with pytest.raises(UserError, match="size"):
+        Documents(0, data=str(folder))
+
+
 # --------------------------------------------------------------------------- the catalog and the hub
 
 
 def test_every_name_makes_a_task_and_unknown_ones_suggest(data):
-    for name in TASKS:
+    for name in TASKS.keys() - {"documents"}:  # the folder has no corpus
         for split in ("train", "test"):
             assert len(make_task(name, data, split)) > 0
     assert isinstance(make_task("spelling_bee", data, "test"), SpellingBee)
@@ -484,6 +503,9 @@ def test_every_task_runs_on_the_pocket_world(tmp_path, monkeypatch):
     for name in TASKS:
         train, test = make_task(name, "pocket", "train"), make_task(name, "pocket", "test")
         assert len(train) >= 900 and len(test) >= 200, name
+        if name == "documents":
+            assert not {c["text"] for c in train} & {c["text"] for c in test}
+            continue
         asked = {c["messages"][0]["content"] for c in train}
         overlap = sum(c["messages"][0]["content"] in asked for c in test)
         assert overlap == 0 or name == "smoltalk", (name, overlap)  # small talk has few greetings

@@ -53,8 +53,8 @@ def weights_after(rows: int, steps: int, tokenizer, total: int = 8, dtype: torch
     optimizer = model.setup_optimizers()
     batches = (b for seed in range(steps)
                for b in random_batches(rows, total, tokenizer.get_vocab_size(), seed, masked_from))
-    assert train(model, optimizer, batches, StageConfig(), TrainState(), num_iterations=steps, accumulation=total // rows,
-                 loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
+    assert train(model, optimizer, batches, StageConfig(), TrainState(), num_iterations=steps,
+                 accumulation=total // rows, loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
     return model.state_dict()
 
 
@@ -112,8 +112,8 @@ def test_nan_stops_before_the_weights_are_touched(tokenizer):
     before = copy.deepcopy(model.state_dict())
     micro = random_batches(8, 8, tokenizer.get_vocab_size())
     with pytest.raises(UserError, match="at step 0"):
-        train(model, model.setup_optimizers(), iter(micro), StageConfig(), TrainState(), num_iterations=1, accumulation=1,
-              loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
+        train(model, model.setup_optimizers(), iter(micro), StageConfig(), TrainState(), num_iterations=1,
+              accumulation=1, loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
     assert all(torch.equal(torch.nan_to_num(v), torch.nan_to_num(before[k])) for k, v in model.state_dict().items())
 
 
@@ -181,16 +181,20 @@ def test_a_run_is_never_mixed_with_another(tokenizer, tmp_path):
         fit(tokenizer, tmp_path / "run", 2, resume=True, matrix_lr=0.5)
     fit(tokenizer, tmp_path / "run", 1, overwrite=True, matrix_lr=0.5)
     assert saved_steps(tmp_path / "run") == [1]
+    both = {"resume": True, "overwrite": True}
+    assert fit(tokenizer, tmp_path / "run", 3, matrix_lr=0.5, **both)["steps"] == 3
+    assert saved_steps(tmp_path / "run") == [1, 3]  # the same run: gone on with
+    fit(tokenizer, tmp_path / "run", 2, matrix_lr=0.25, **both)
+    assert saved_steps(tmp_path / "run") == [2]  # another: replaced
 
 
 def test_metrics_log_drops_what_lies_after_the_resumed_step(tmp_path):
     log = MetricsLog(tmp_path / "log.jsonl", 0)
     for step in (1, 2, 3):
         log.log(step, loss=float(step))
-    log.close()
     with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as f:
         f.write('{"step": 4, "lo')  # a kill in mid-write
-    MetricsLog(tmp_path / "log.jsonl", 2).close()
+    MetricsLog(tmp_path / "log.jsonl", 2)
     assert [r["step"] for r in read_metrics(tmp_path / "log.jsonl")] == [1, 2]
 
 
@@ -218,7 +222,8 @@ def test_ctrl_c_on_the_real_script_saves_and_resumes(tmp_path):
     directory = tmp_path / "base" / "base_checkpoints" / "d1"
     step = find_last_step(directory)
     assert 5 <= step < 3000
-    again = subprocess.Popen(script("base_train", *flags, "--resume"), env=environment, stdout=subprocess.PIPE, text=True)
+    again = subprocess.Popen(script("base_train", *flags, "--resume"), env=environment, stdout=subprocess.PIPE,
+                             text=True)
     seen = []
     for line in again.stdout:
         seen.append(line)
