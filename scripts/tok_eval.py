@@ -106,15 +106,15 @@ def measure(texts: dict[str, list[str]], encoders: dict[str, Encode]) -> dict[st
 
 
 def comparison_table(results: dict[str, dict], names: list[str], title: str) -> Table:
-    """One row a text: bytes per token of each tokenizer; for the others also how many tokens we need more or fewer."""
-    table = Table(title=title)
-    for column in ("text", "bytes", "tokens", *(f"{name} B/token" for name in names)):
+    """One row a text: bytes per token of each tokenizer; of others also our tokens against theirs."""
+    table = Table(title=title, caption="in brackets: tokens that ours needs, against theirs" if names[1:] else None)
+    for column in ("text", "bytes", "tokens", *names):
         table.add_column(column, justify="left" if column == "text" else "right")
     for label, row in results.items():
         ours, cells = row["tokens"]["ours"], []
         for name in names:
             tokens = row["tokens"][name]
-            more = "" if name == "ours" else f" (ours {ours / tokens - 1:+.0%} tokens)"
+            more = "" if name == "ours" else f" ({ours / tokens - 1:+.0%})"
             cells.append(f"{row['bytes'] / tokens:.2f}{more}")
         table.add_row(label, f"{row['bytes']:,}", f"{ours:,}", *cells)
     return table
@@ -126,10 +126,10 @@ def main(config: Config) -> None:
     published = published_encoders()
     encoders: dict[str, Encode] = {"ours": tokenizer.encode, **published}
     validation = [text for text in text_iterator(config.data, "val", max_chars=config.max_chars) if text]
-    texts = ({f"validation ({config.data})": validation} if validation else {}) | {k: [v] for k, v in SAMPLES.items()}
+    texts = ({"validation": validation} if validation else {}) | {k: [v] for k, v in SAMPLES.items()}
     results = measure(texts, encoders)
 
-    title = f"tokenizer of {tokenizer.get_vocab_size():,} tokens, bytes per token (higher is better)"
+    title = f"{tokenizer.get_vocab_size():,} tokens · {config.data} · bytes per token (higher is better)"
     Console().print(comparison_table(results, list(encoders), title))
     absent = [name for name in PUBLISHED if name not in published]
     if absent:

@@ -34,7 +34,8 @@ def test_both_spellings():
 
 def test_preset_then_flags(tmp_path):
     preset = tmp_path / "p.toml"
-    preset.write_text('preset = "p"\n[all]\nlearning_rate = 2\nother = 1\n[x]\ndepth = 7\ntasks = ["b", "c"]\n[y]\nz = 1')
+    tables = '[all]\nlearning_rate = 2\nother = 1\n[x]\ndepth = 7\ntasks = ["b", "c"]\n[y]\nz = 1\n'
+    preset.write_text('preset = "p"\n' + tables)
     assert parse(Config, [str(preset)], "x") == Config(7, 2, ("b", "c"))
     assert parse(Config, [str(preset), "--depth=9"], "x") == Config(9, 2, ("b", "c"))
     assert parse(Config, [str(preset)], "elsewhere") == Config(4, 2)
