@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -72,7 +74,12 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write under a temporary name, fsync, rename. Returns the file's SHA-256."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary)
+        try:
+            save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary)
+        except SafetensorError as e:
+            if "os error 28" not in str(e):
+                raise
+            raise OSError(errno.ENOSPC, "no space left on device", str(path)) from e
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         digest = sha256_file(temporary)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nanochat.checkpoint_manager import SOURCES, find_last_step, load_meta
+from nanochat.checkpoint_manager import SOURCES, find_last_step, load_meta, saved_steps
+from tests.helpers import write_corpus
 
 REAL = os.environ.get("NANOCHAT_TEST_DATA")
 
@@ -105,3 +107,39 @@ def test_stages_without_what_they_need_say_so_in_one_line(tmp_path):
         done = run(*command, base=tmp_path / "base", cwd=tmp_path, ok=False)
         assert done.returncode == 2 and words in done.stderr, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts an empty disk of so many KiB. Needs root and Linux."""
+    mounted = []
+
+    def mount(kib: int) -> Path:
+        folder = tmp_path / f"disk{kib}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("cannot mount a small disk here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk, tmp_path):
+    base = small_disk(1024)  # too small for the pocket world
+    done = run("scripts.tok_train", base=base, cwd=tmp_path, ok=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: no space left"), done.stderr
+    assert not list((base / "pocket_data").glob("*/corpus")) and not (base / "tokenizer").exists()
+
+    corpus, base = write_corpus(tmp_path / "corpus", 300), small_disk(900)  # enough for all but the checkpoint
+    run("scripts.tok_train", f"--data={corpus}", "--vocab_size=320", base=base, cwd=tmp_path)
+    done = run("scripts.base_train", f"--data={corpus}", "--depth=2", "--head_dim=64", "--max_seq_len=32",
+               "--device_batch_size=4", "--total_batch_size=128", "--num_iterations=2", "--no-compile",
+               base=base, cwd=tmp_path, ok=False)
+    assert done.returncode == 2 and "error: the disk is full" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and "safetensors" in done.stderr
+    directory = base / "base_checkpoints" / "d2"
+    assert saved_steps(directory) == [] and not list(directory.glob("*.safetensors"))
