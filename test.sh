@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source dev/setup.sh
 
 .venv/bin/ruff check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 "$@"

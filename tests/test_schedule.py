@@ -20,6 +20,7 @@ ratio = st.floats(0, 0.5)
 def test_rises_stays_falls_and_is_never_negative(n, warmup, warmdown, final):
     # trap: warmdown-up # trap: steps-vs-micro
     values = [lr_multiplier(s, n, warmup_ratio=warmup, warmdown_ratio=warmdown, final_lr_frac=final) for s in range(n)]
+    values = [round(v, 12) for v in values]  # the last bit of a float may go either way
     assert all(0 <= v <= 1 for v in values)
     start = n - round(warmdown * n)
     assert values[:start] == sorted(values[:start])
