@@ -15,18 +15,20 @@ import pytest
 import torch
 
 from nanochat.checkpoint_manager import find_last_step, load_checkpoint, saved_steps
-from nanochat.common import UserError
+from nanochat.common import UserError, measure_matmul_flops
 from nanochat.dataloader import Batch
 from nanochat.run import MetricsLog, read_metrics
 from nanochat.train import (
     Every,
     StageConfig,
+    StepLog,
     TrainState,
     document_loss,
     grad_accum_steps,
     run_training,
     train,
 )
+from scripts import base_train
 from tests.helpers import small_model, small_tokenizer, write_corpus
 
 
@@ -139,7 +141,8 @@ class Small(StageConfig):
     log_every: int = 1
 
 
-def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, **changes) -> dict:
+def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, hooks: list[Every] | None = None,
+        **changes) -> dict:
     """Train a small model to step `until`; `stop_at` sends ourselves a SIGTERM after that step."""
 
     def batches(state) -> Iterator[Batch]:
@@ -155,7 +158,7 @@ def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, **chang
     model = small_model(tokenizer)
     return run_training(model=model, tokenizer=tokenizer, optimizer=model.setup_optimizers(), make_batches=batches,
                         config=Small(**changes), num_iterations=until, max_seq_len=16, directory=directory,
-                        hooks=[Every(1, hook)])
+                        hooks=hooks or [Every(1, hook)])
 
 
 def test_resume_is_bit_identical_and_sigterm_saves(tokenizer, tmp_path):  # trap: resume-missing
@@ -171,6 +174,37 @@ def test_resume_is_bit_identical_and_sigterm_saves(tokenizer, tmp_path):  # trap
         assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     losses = [[(r["step"], r["loss"]) for r in read_metrics(tmp_path / d / "log.jsonl")] for d in ("whole", "cut")]
     assert losses[0] == losses[1] and len(losses[0]) == 9
+
+
+def test_an_evaluation_that_fails_costs_no_training(tokenizer, tmp_path):  # trap: eval-before-save
+    def fail(state: TrainState) -> None:
+        raise MemoryError("evaluation")
+
+    with pytest.raises(MemoryError):
+        fit(tokenizer, tmp_path / "run", 3, hooks=[Every(0, fail)])
+    assert find_last_step(tmp_path / "run") == 3
+    assert fit(tokenizer, tmp_path / "run", 3, resume=True)["steps"] == 3
+
+
+def test_utilisation_is_against_the_rate_measured_here(tmp_path):  # trap: mfu-constant
+    def share(peak: float) -> float:
+        log = StepLog(1, 10, flops_per_token=6_000, peak_flops=peak, metrics=MetricsLog(tmp_path / "log.jsonl", 0))
+        return log.share(1_000)
+
+    assert share(12e6) == 0.5 and share(24e6) == 0.25
+    assert measure_matmul_flops(torch.device("cpu"), torch.float32, seconds=0.01) > 1e8
+
+
+def test_steps_come_from_the_first_dial_that_is_set():  # trap: ratio-zero
+    config = base_train.Config(total_batch_size=100, num_iterations=7, target_flops=6e6)
+    assert base_train.steps_to_train(config, parameters=1_000, flops_per_token=6_000) == 7
+    config.num_iterations = -1
+    assert base_train.steps_to_train(config, 1_000, 6_000) == 10  # 6e6 / (6000 · 100)
+    config.target_flops = -1
+    assert base_train.steps_to_train(config, 1_000, 6_000) == 200  # 20 · 1000 / 100
+    config.target_param_data_ratio = 0
+    with pytest.raises(UserError, match="--target_param_data_ratio"):
+        base_train.steps_to_train(config, 1_000, 6_000)
 
 
 def test_a_run_is_never_mixed_with_another(tokenizer, tmp_path):
