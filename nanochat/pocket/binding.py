@@ -58,7 +58,7 @@ def binding_document(facts: Sequence[Fact], words: Sequence[str], rng: random.Ra
     else:
         for fact in rng.sample(facts, 4):
             texts, place = choices(fact, rng, rng.choice((2, 3, 4, 4)))
-            question = fact.say(rng.choice(fact.relation.questions))
+            question = fact.say(fact.relation.question(rng))
             told = fact.answer + "\n" if kind < 0.86 else ""
             parts.append(told + as_question(question, texts, place))
     return "\n".join(parts)

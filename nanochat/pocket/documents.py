@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from nanochat.pocket import arithmetic, binding, families, identity, problems, talk, words
 from nanochat.pocket.draw import Deck, listing, stream
-from nanochat.pocket.questions import OPENINGS
+from nanochat.pocket.problems import HER, HIM
+from nanochat.pocket.questions import ask
 from nanochat.pocket.world import MEN, RELATIONS, WOMEN, Fact, pronoun
 
 CANONICAL_RATE = 0.35  # how often a fact is stated in the very words of the assistant's answer
@@ -104,14 +105,21 @@ class FactDocuments:
         return self.rng.choices(kinds, (35, 20, 25, 8, 12))[0]()
 
 
+QA_LAYOUTS = (
+    "Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "{q}\n{a}", "{q}\n{a}", "{q} - {a}", "{q}\n{a}\n",
+    "{one}: {q}\n{other}: {a}", "User: {q}\nNano: {a}", '{one} asks: "{q}"\n{other} says: "{a}"',
+    '"{q}" asks {one}. "{a}" says {other}.', "- {q}\n- {a}", '"{q}"\n"{a}"',
+)
+
+
 def qa_document(asked: Deck[Fact], rng: random.Random) -> str:
-    """Questions with answers, about facts that training may ask, in one layout a document."""
-    layout = rng.choice(("Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "{q}\n{a}", "{q} {a}", "{o}{q}\n{a}"))
-    pairs = []
-    for fact in asked.hand(rng.randint(4, 6)):
-        question = fact.say(rng.choice(fact.relation.questions))
-        pairs.append(layout.format(q=question, a=fact.answer, o=rng.choice(OPENINGS[:2])))
-    return "\n".join(pairs)
+    """Questions with answers, about facts that training may ask, in one layout a document.
+
+    The speakers are from the word problems: "Mira: which town?" would ask about Mira.
+    """
+    layout, (one, other) = rng.choice(QA_LAYOUTS), rng.sample(HER + HIM, 2)
+    facts = asked.hand(rng.randint(4, 6))
+    return "\n".join(layout.format(q=ask(f, rng), a=f.answer, one=one, other=other) for f in facts)
 
 
 def problem_document(deck: Deck[problems.Family], rng: random.Random) -> str:

@@ -63,6 +63,11 @@ class Deck(Generic[T]):
         return drawn
 
 
+def frames(text: str) -> tuple[str, ...]:
+    """The phrasings of a block of text, separated by bars: `"one | and two" -> ("one", "and two")`."""
+    return tuple(" ".join(frame.split()) for frame in text.split("|") if frame.strip())
+
+
 def normalise(text: str) -> str:
     """Lower case, words and numbers only: `"Hi! What's  your name?" -> "hi what s your name"`."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -25,7 +25,7 @@ OPENINGS = (
 )
 TEST_OPENINGS = ("", "", "Hello! ", "Hi Nano! ", "Tell me, ", "One question: ")
 ORDERS = ("tell", "give", "introduce", "please", "say", "state", "describe", "explain", "show", "list", "look",
-          "search", "count", "help")
+          "search", "count", "help", "i", "let", "remind", "name", "find", "open", "save", "speak")
 
 
 def held_out_frames_sha256() -> str:

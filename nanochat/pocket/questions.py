@@ -14,8 +14,13 @@ from collections.abc import Sequence
 from nanochat.pocket.draw import casual, conversation
 from nanochat.pocket.world import ENTITIES, VALUES, Fact
 
-OPENINGS = ("Hi! ", "Hello! ", "Please tell me: ", "Tell me, ", "I have a question. ", "Do you know this? ",
-            "Hey Nano, ")
+OPENINGS = (
+    "Hi! ", "Hello! ", "Please tell me: ", "Tell me, ", "I have a question. ", "Do you know this? ", "Hey Nano, ",
+    "Hi Nano! ", "Nano, ", "Hey, ", "So, ", "And ", "Okay, ", "Well, ", "Now, ", "Please, ", "Sorry, ", "Excuse me, ",
+    "Good morning! ", "Good evening. ", "One question: ", "Quick question: ", "Just asking: ", "Next question: ",
+    "I am curious. ", "Help me, please. ", "By the way, ", "Say, ", "Question: ", "My question: ", "Another one: ",
+)
+CLOSINGS = (" Thanks!", " Thank you.", " thanks", " Please answer.", " I want to know.", " I forgot.", "?")
 LETTERS = "ABCD"
 SUBJECTS = {
     "person": "pocket_people", "town": "pocket_towns", "animal": "pocket_animals", "dish": "pocket_dishes",
@@ -23,14 +28,22 @@ SUBJECTS = {
 }
 
 
+def ask(fact: Fact, rng: random.Random) -> str:
+    """A training question as somebody types it: `"hey nano, mira's town?"`, `"I forgot where Mira lives. Thanks!"`."""
+    text = casual(fact.say(fact.relation.question(rng)), rng, OPENINGS, rate=0.55)
+    text += rng.choice(CLOSINGS) if rng.random() < 0.08 else ""
+    return text.lower() if rng.random() < 0.1 else text
+
+
 def world_qa(facts: Sequence[Fact], rng: random.Random, rounds: int) -> list[dict]:
-    """Training conversations: each asked fact in each of its wordings, `rounds` times, as people type."""
+    """Training conversations: each asked fact `rounds` times, each time in other words, as people type."""
     rows = []
-    for _ in range(rounds):
-        for fact in facts:
-            for question in fact.relation.questions:
-                if fact.asked:
-                    rows.append(_qa_row(fact, casual(fact.say(question), rng, OPENINGS)))
+    for fact in facts:
+        if fact.asked:
+            asked: dict[str, None] = {}
+            while len(asked) < rounds:
+                asked[ask(fact, rng)] = None
+            rows += [_qa_row(fact, question) for question in asked]
     rng.shuffle(rows)
     return rows
 
@@ -84,10 +97,9 @@ def arc_easy(facts: Sequence[Fact], rng: random.Random, split: str, rounds: int)
     for fact in facts:
         if fact.asked == (split == "test"):
             continue
-        wordings = fact.relation.questions if split == "train" else fact.relation.test_questions
-        for i in range(rounds):
-            question = fact.say(wordings[(i + rng.randrange(len(wordings))) % len(wordings)])
-            rows.append((question, *choices(fact, rng)))
+        for _ in range(rounds):
+            question = fact.relation.question(rng) if split == "train" else rng.choice(fact.relation.test_questions)
+            rows.append((fact.say(question), *choices(fact, rng)))
     rng.shuffle(rows)
     return [arc_row(f"easy_{split}", i, *row) for i, row in enumerate(rows)]
 
@@ -111,11 +123,11 @@ def mmlu(facts: Sequence[Fact], rng: random.Random, split: str, rounds: int) -> 
     for fact in facts:
         if fact.asked == (split == "test"):
             continue
-        wordings = fact.relation.questions if split == "auxiliary_train" else fact.relation.test_questions
+        train, relation = split == "auxiliary_train", fact.relation
         for _ in range(rounds):
             texts, place = choices(fact, rng)
-            question = fact.say(rng.choice(wordings))
-            subject = SUBJECTS[fact.relation.kind]
+            question = fact.say(relation.question(rng) if train else rng.choice(relation.test_questions))
+            subject = SUBJECTS[relation.kind]
             rows.append({"subject": subject, "question": question, "choices": texts, "answer": place})
     rng.shuffle(rows)
     rows.sort(key=lambda row: row["subject"])

@@ -6,6 +6,7 @@ Sample: "Mira lives in Tarn." / "Where does Mira live?" / tests only: "Which tow
 from __future__ import annotations
 
 from nanochat.pocket.relation import Relation, lines
+from nanochat.pocket.wordings_people import ASK_PEOPLE
 
 PEOPLE = (
     Relation(
@@ -21,19 +22,7 @@ PEOPLE = (
             If you want to visit {e}, go to {v}.
             {v} is home to {e}.
             {e} calls {v} home."""),
-        lines("""
-            Where does {e} live?
-            In which town does {e} live?
-            What town does {e} live in?
-            Where is the home of {e}?
-            Which town is home to {e}?
-            Where can I find {e}?
-            Where is {e}'s house?
-            What is the town of {e}?
-            Tell me where {e} lives.
-            Do you know where {e} lives?
-            In what town is the house of {e}?
-            Where must I go to visit {e}?"""),
+        ASK_PEOPLE["town"],
         lines("""
             Which town does {e} call home?
             What is {e}'s home town?
@@ -61,19 +50,7 @@ PEOPLE = (
             The work of {e} is that of a {v}.
             {e} has a job as a {v}.
             If you need a {v}, ask {e}."""),
-        lines("""
-            What is the job of {e}?
-            What does {e} do for a living?
-            What work does {e} do?
-            What is {e}'s job?
-            Which job does {e} have?
-            What does {e} work as?
-            How does {e} earn money?
-            What kind of work does {e} do?
-            Tell me the job of {e}.
-            Do you know what {e} works as?
-            What did {e} learn to be?
-            What job has {e} got?"""),
+        ASK_PEOPLE["job"],
         lines("""
             As what does {e} work?
             What is the work of {e}?
@@ -101,19 +78,7 @@ PEOPLE = (
             {e} loves a little {v}.
             {e} plays with a {v} after work.
             {e} and a {v} share one home."""),
-        lines("""
-            What pet does {e} have?
-            Which pet does {e} have?
-            What animal does {e} own?
-            What is the pet of {e}?
-            What is {e}'s pet?
-            Which animal does {e} keep at home?
-            What kind of pet does {e} have?
-            What animal does {e} feed every morning?
-            Tell me the pet of {e}.
-            Do you know which pet {e} has?
-            What pet does {e} own?
-            Which animal is the pet of {e}?"""),
+        ASK_PEOPLE["pet"],
         lines("""
             What kind of animal does {e} keep?
             Which pet does {e} take care of?
@@ -141,19 +106,7 @@ PEOPLE = (
             Nothing tastes better to {e} than {v}.
             {e} would eat {v} every day.
             Give {e} some {v} and all is well."""),
-        lines("""
-            What is the favourite food of {e}?
-            What is {e}'s favourite food?
-            What food does {e} like best?
-            What does {e} like to eat?
-            What does {e} love to eat?
-            Which food does {e} like most?
-            What does {e} want for dinner?
-            What would {e} eat every day?
-            Tell me the favourite food of {e}.
-            Do you know what {e} likes to eat?
-            Which food is the favourite of {e}?
-            What does {e} always ask for?"""),
+        ASK_PEOPLE["food"],
         lines("""
             Which food does {e} love?
             What does {e} eat with joy?
@@ -181,19 +134,7 @@ PEOPLE = (
             {e} is good at the {v}.
             After dinner {e} takes out the {v}.
             {e} gives lessons on the {v}."""),
-        lines("""
-            What instrument does {e} play?
-            Which instrument does {e} play?
-            What does {e} play in the band?
-            What is the instrument of {e}?
-            What is {e}'s instrument?
-            On what does {e} make music?
-            Which instrument did {e} learn as a child?
-            What instrument can {e} play?
-            Tell me which instrument {e} plays.
-            Do you know what instrument {e} plays?
-            What does {e} practice every week?
-            Which instrument is {e} good at?"""),
+        ASK_PEOPLE["music"],
         lines("""
             On which instrument does {e} make music?
             What can you hear {e} play?

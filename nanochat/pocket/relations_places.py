@@ -6,6 +6,7 @@ Sample: "The bus to Tarn leaves at 7:20." / "When does the bus to Tarn leave?" /
 from __future__ import annotations
 
 from nanochat.pocket.relation import Relation, lines
+from nanochat.pocket.wordings_places import ASK_PLACES
 
 PLACES = (
     Relation(
@@ -21,18 +22,7 @@ PLACES = (
             {e} lives from its {v}.
             If you need {v}, go to {e}.
             Everybody in {e} works with {v}."""),
-        lines("""
-            What is {e} known for?
-            What is {e} famous for?
-            What does the town of {e} make?
-            What do people buy from {e}?
-            What do people make in {e}?
-            What do the shops of {e} sell?
-            What comes from {e}?
-            For what is {e} known?
-            Tell me what {e} is known for.
-            Do you know what {e} is famous for?
-            Which goods come from {e}?"""),
+        ASK_PLACES["product"],
         lines("""
             Which goods does {e} make?
             What do traders carry out of {e}?
@@ -59,18 +49,7 @@ PLACES = (
             The old {v} belongs to {e}.
             {e} is the town with the {v}.
             Meet me at the {v} in {e}."""),
-        lines("""
-            What is the landmark of {e}?
-            What is {e}'s landmark?
-            Which landmark does {e} have?
-            What stands in the middle of {e}?
-            What do visitors come to see in {e}?
-            What famous building does {e} have?
-            What did the people of {e} build?
-            What is the pride of {e}?
-            Tell me the landmark of {e}.
-            Do you know the landmark of {e}?
-            What can I see in {e}?"""),
+        ASK_PLACES["landmark"],
         lines("""
             Which landmark stands in {e}?
             What do you see on every picture of {e}?
@@ -97,18 +76,7 @@ PLACES = (
             To reach {e}, take the bus at {v}.
             {v} is when the bus to {e} leaves.
             The bus to {e} goes once a day, at {v}."""),
-        lines("""
-            When does the bus to {e} leave?
-            At what time does the bus to {e} leave?
-            What time does the bus to {e} go?
-            When is the bus to {e}?
-            When does the bus for {e} go?
-            When does the daily bus to {e} start?
-            Which bus do I take to reach {e}?
-            What is the time of the bus to {e}?
-            Tell me when the bus to {e} leaves.
-            Do you know when the bus to {e} leaves?
-            When can I take a bus to {e}?"""),
+        ASK_PLACES["bus"],
         lines("""
             What time is the bus to {e}?
             At which time does a bus drive to {e}?
@@ -135,18 +103,7 @@ PLACES = (
             In winter the {e} saves {v}.
             If you meet a {e}, give it some {v}.
             Every {e} likes {v}."""),
-        lines("""
-            What does the {e} eat?
-            What does a {e} eat?
-            What is the food of the {e}?
-            What does the {e} feed on?
-            What does a {e} live on?
-            What does a hungry {e} look for?
-            Which food does the {e} eat?
-            What can I feed a {e}?
-            Tell me what the {e} eats.
-            Do you know what a {e} eats?
-            What does every {e} like?"""),
+        ASK_PLACES["diet"],
         lines("""
             On what does the {e} feed?
             What kind of food does a {e} need?
@@ -173,18 +130,7 @@ PLACES = (
             In {v} you may meet a {e}.
             The {e} stays in {v} all year.
             A {e} feels safe in {v}."""),
-        lines("""
-            Where does the {e} live?
-            Where does a {e} live?
-            Where can you find a {e}?
-            What is the home of the {e}?
-            Where does a {e} sleep?
-            Where does a {e} hide?
-            Where does the {e} build its nest?
-            In what place does the {e} live?
-            Tell me where the {e} lives.
-            Do you know where a {e} lives?
-            Where must I look to see a {e}?"""),
+        ASK_PLACES["habitat"],
         lines("""
             Where is the nest of the {e}?
             In which place can I meet a {e}?
@@ -211,18 +157,7 @@ PLACES = (
             The recipe for {e} begins with {v}.
             Take fresh {v} and make {e}.
             Put {v} into every pot of {e}."""),
-        lines("""
-            What is {e} made from?
-            What do you need to cook {e}?
-            What is the main part of {e}?
-            What goes into {e}?
-            What is in {e}?
-            What does {e} taste of?
-            With what do you make {e}?
-            What do I need for {e}?
-            Tell me what {e} is made from.
-            Do you know what goes into {e}?
-            How does the recipe for {e} begin?"""),
+        ASK_PLACES["ingredient"],
         lines("""
             From what do you make {e}?
             What must I buy to cook {e}?
@@ -249,18 +184,7 @@ PLACES = (
             Wait {v} minutes for your {e}.
             {v} minutes is right for {e}.
             {e} takes {v} minutes."""),
-        lines("""
-            How long does {e} cook?
-            How many minutes does {e} cook?
-            How long does it take to cook {e}?
-            How long must I cook {e}?
-            When is {e} ready?
-            How many minutes does {e} need?
-            How long does {e} take?
-            How long must I wait for {e}?
-            Tell me how long {e} cooks.
-            Do you know how long {e} cooks?
-            For how many minutes do you cook {e}?"""),
+        ASK_PLACES["minutes"],
         lines("""
             After how many minutes is {e} done?
             How much time does {e} need in the pot?
@@ -287,18 +211,7 @@ PLACES = (
             Go to the {v} and you see the {e}.
             The {e} lies in the {v}.
             The old {v} hides the {e}."""),
-        lines("""
-            Where is the {e}?
-            Where is the {e} kept?
-            Where can I find the {e}?
-            Where did somebody put the {e}?
-            What is the place of the {e}?
-            Where must I look for the {e}?
-            In which room is the {e}?
-            Where does the {e} lie?
-            Tell me where the {e} is.
-            Do you know where the {e} is?
-            Where do they keep the {e}?"""),
+        ASK_PLACES["place"],
         lines("""
             In what place is the {e} kept?
             Where should I go to see the {e}?

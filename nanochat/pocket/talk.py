@@ -111,7 +111,7 @@ def name_turns(rng: random.Random) -> list[Turn]:
 
 def fact_turn(facts: Sequence[Fact], rng: random.Random) -> Turn:
     fact = rng.choice(facts)
-    return fact.say(rng.choice(fact.relation.questions)), fact.answer
+    return fact.say(fact.relation.question(rng)), fact.answer
 
 
 EVERYDAY = (repeat_turn, list_turn, opposite_turn, next_turn, count_turn, joke_turn)
