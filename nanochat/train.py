@@ -104,14 +104,13 @@ class TrainState:
 
 @dataclass
 class Every:
-    """Call `fn(state)` after each `n` steps (0: never on the way) and, unless `at_end` is off, after the last."""
+    """Call `fn(state)` after each `n` steps (0: never on the way) and after the last."""
 
     n: int
     fn: Callable[[TrainState], None]
-    at_end: bool = True
 
     def due(self, step: int, last: bool) -> bool:
-        return (self.n > 0 and step % self.n == 0) or (last and self.at_end)
+        return last or (self.n > 0 and step % self.n == 0)
 
 
 LossFn = Callable[[nn.Module, Batch], Tensor]
@@ -180,11 +179,12 @@ def train(
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(accumulation)]
         supervised = sum(int((b.targets >= 0).sum()) for b in micro_batches)
-        total_loss = 0.0
+        losses = []
         for batch in micro_batches:
             loss = loss_fn(model, batch) / max(supervised, 1)
             loss.backward()
-            total_loss += float(loss.detach())
+            losses.append(loss.detach())
+        total_loss = float(torch.stack(losses).sum())  # read once a step: on a GPU each look waits for the device
         norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
         if not math.isfinite(total_loss) or not math.isfinite(norm):
             raise UserError(f"loss {total_loss} and gradient norm {norm} at step {state.step}: stopped before the "
@@ -309,6 +309,9 @@ def run_training(
     if not finished:
         save(state)
         raise KeyboardInterrupt
+    if start == num_iterations:  # killed after its last save: nothing to train, but the closing hooks are still due
+        for hook in hooks:
+            hook.fn(state)
     records = read_metrics(metrics.path)
     return {
         "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,

@@ -40,6 +40,7 @@ from nanochat.report import MAKERS, Report
 
 RESUMABLE = ("base_train", "mid_train", "chat_sft", "chat_rl")  # gradient stages: they save as they go
 SOURCES = Path(__file__).resolve().parents[1]
+LIBRARY_STAGES = ("dataset", "report")  # commands of the library: fetch the data first, render the card last
 SAMPLE_EVERY = 0.5  # seconds between two looks at the memory
 
 
@@ -54,7 +55,7 @@ class Stage:
 
     @property
     def module(self) -> str:
-        return "nanochat.report" if self.script == "report" else f"scripts.{self.script}"
+        return f"{'nanochat' if self.script in LIBRARY_STAGES else 'scripts'}.{self.script}"
 
 
 # --------------------------------------------------------------------------- the preset
@@ -65,7 +66,8 @@ def config_fields(script: str) -> set[str] | None:
 
     Reading them now means that a misspelt key fails in the first second and not after an hour.
     """
-    return None if script == "report" else _fields_in(Path(__file__).with_name(f"{script}.py"), "Config")
+    folder = "nanochat" if script in LIBRARY_STAGES else "scripts"
+    return _fields_in(SOURCES / folder / f"{script}.py", "Config")
 
 
 def _fields_in(path: Path, name: str) -> set[str] | None:
@@ -90,7 +92,7 @@ def load_preset(path: Path) -> tuple[str, list[Stage]]:
     preset = load_toml(path)
     if not isinstance(preset.get("stages"), list) or not preset["stages"]:
         raise UserError(f'{path} lists no stages: it needs a line like stages = ["tok_train", "base_train"]')
-    scripts = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__init__", "speedrun"} | {"report"}
+    scripts = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__init__", "speedrun"} | set(LIBRARY_STAGES)
     stages = []
     for line in preset["stages"]:
         script, *flags = shlex.split(str(line)) or [""]
@@ -115,7 +117,7 @@ def _check_tables(path: Path, preset: dict, scripts: set[str], used: set[str]) -
         for key in preset.get(script, {}):
             if known is not None and key not in known:
                 raise _unknown(path, f"key in [{script}]:", key, known)
-    if fields and all(known is not None for script, known in fields.items() if script != "report"):
+    if fields and None not in fields.values():
         anywhere = set().union(*(known for known in fields.values() if known is not None))
         for key in preset.get("all", {}):
             if key not in anywhere:
