@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nanochat.common import UserError, atomic_write, fsync_dir, get_base_dir, print0, resolve_dtype, sha256_file
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.run import FREE_FIELDS
 from nanochat.tokenizer import RustBPETokenizer
 
 SOURCES = {"base": "base_checkpoints", "mid": "mid_checkpoints", "sft": "chatsft_checkpoints",
@@ -138,7 +139,8 @@ def load_meta(directory: str | Path, step: int) -> dict[str, Any]:
         have = ", ".join(map(str, saved_steps(directory))) or "none"
         raise UserError(f"{directory} has no step {step} (steps there: {have})") from None
     except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}): use another step of {saved_steps(directory)}") from None
+        raise UserError(f"{path} is damaged ({e}): use another --step (there: {saved_steps(directory)}), or "
+                        "delete it to go on from the step before") from None
     if meta.get("step") != step or "files" not in meta:
         raise UserError(f"{path} is not the meta file of step {step}")
     return meta
@@ -198,7 +200,9 @@ def build_model(
     tokenizer = RustBPETokenizer.from_directory(Path(directory) / "tokenizer")
     if tokenizer.fingerprint() != meta["tokenizer"]:
         raise UserError(f"{directory}/tokenizer is not the tokenizer that step {step} was trained with")
-    model = GPT(GPTConfig(**meta["model_config"])).to(device)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**meta["model_config"]))
+    model.to_empty(device=device)
     load_weights(model, model_data, directory)
     model.compute_dtype = dtype or resolve_dtype("auto", device.type)
     if phase == "eval":
@@ -228,10 +232,6 @@ def load_model(
 
 
 # --------------------------------------------------------------------------- going on
-
-# What may differ between a run and its continuation without changing what is computed.
-FREE_FIELDS = {"resume", "overwrite", "save_every", "eval_every", "sample_every", "eval_tokens", "log_every"}
-
 
 def resume_step(
     directory: str | Path, config: dict[str, Any], parent: dict[str, Any] | None, *, resume: bool, overwrite: bool

@@ -25,6 +25,13 @@ class UserError(Exception):
     """
 
 
+def check_at_least(least: float, **settings: float) -> None:
+    """Refuse settings below `least` by name: `check_at_least(1, batch_size=0)` raises."""
+    for name, value in settings.items():
+        if value < least:
+            raise UserError(f"--{name}={value} is impossible: it must be at least {least}")
+
+
 # --------------------------------------------------------------------------- paths and files
 
 
@@ -216,14 +223,16 @@ def compute_cleanup() -> None:
 
 
 def compile_problem(device_type: str) -> str | None:
-    """Why `torch.compile` cannot work here, or None. On CPU it needs a C++ compiler and Python's headers."""
+    """Why `torch.compile` cannot work here, or None. It needs a compiler and Python's headers."""
     import shutil
     import sysconfig
 
     if device_type == "mps":
         return "torch.compile is not used on MPS"
-    if device_type == "cpu":
-        if not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+    if device_type in ("cpu", "cuda"):  # inductor compiles kernels in C++, Triton its launchers in C
+        compilers = {"cpu": (os.environ.get("CXX", "g++"), "g++", "clang++"),
+                     "cuda": (os.environ.get("CC", "gcc"), "gcc", "clang")}[device_type]
+        if not any(shutil.which(c) for c in compilers):
             return "no C++ compiler (on Debian: apt-get install g++)"
         if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
             return "Python's headers are missing (on Debian: apt-get install python3-dev)"
@@ -244,6 +253,8 @@ def measure_matmul_flops(device, dtype, seconds: float = 0.3) -> float:
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
+        elif device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - start
 
     one()

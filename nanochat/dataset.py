@@ -23,6 +23,7 @@ import json
 import os
 import random
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,8 +166,10 @@ def fetch_hub_shards(n: int) -> list[Path]:
 def corpus(data: str | Path = "pocket") -> Corpus:
     """The manifest of a source, made or brought up to date; cheap when nothing changed (one `stat` a file)."""
     root = data_dir(data)
-    if str(data) == "hub" and len(list((root / "corpus").glob("shard_*.parquet"))) < 2:
-        fetch_hub_shards(HUB_DEFAULT_SHARDS)
+    if str(data) == "hub":
+        have = {path.name for path in (root / "corpus").glob("shard_*.parquet")}
+        if HUB_SHARD.format(HUB_VAL_SHARD) not in have or len(have) < 2:
+            fetch_hub_shards(HUB_DEFAULT_SHARDS)
     folder = root / "corpus" if (root / "corpus").is_dir() else root
     key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", root.resolve().name)[:40]
@@ -203,8 +206,9 @@ class _Manifest:
             self._convert(others)
             made = self.path.parent / self.converted["folder"]
             shards |= {f"~{name}": self._shard(made / name, f) for name, f in self.converted["shards"].items()}
-        self._save()
         train, val = self._split(shards)
+        self._save()  # only now: a split that cannot be used must not be pinned
+        self._forget_old_conversions()
         return Corpus(label, self.folder, self.path, tuple(shards.values()), train, val, digest)
 
     @staticmethod
@@ -281,6 +285,13 @@ class _Manifest:
         made = build_once(self.path.parent / name, fill)
         shards = {p.name: _describe(p, in_place=True) for p in sorted(made.glob("*.parquet"))}
         self.converted = {"folder": name, "shards": shards}
+
+    def _forget_old_conversions(self) -> None:
+        """Keep the conversion in use and the one before it, which a running loader may still read."""
+        made = sorted(self.path.parent.glob("shards-*/"), key=lambda p: p.stat().st_mtime)
+        for folder in made[:-2]:
+            if folder.name != self.converted.get("folder"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _split(self, shards: dict[str, Shard]) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
         pinned = {(sha, row_group): name for name, sha, row_group in self.pins["units"]}

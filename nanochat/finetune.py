@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nanochat.checkpoint_manager import checkpoint_root, load_model
-from nanochat.common import compute_init, print0, resolve_dtype
-from nanochat.dataloader import Batch, conversation_loader
+from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
+from nanochat.dataloader import Batch, Loader, conversation_loader
 from nanochat.report import get_report
 from nanochat.train import Every, StageConfig, grad_accum_steps, run_training, validation
 from tasks.catalog import parse_mixture
@@ -27,11 +27,16 @@ class FinetuneConfig(StageConfig):
     num_epochs: int = 1
     """Passes over the mixture, if num_iterations does not say how long."""
     init_lr_frac: float = 1.0
-    """All learning rates start at this share of the base run's."""
+    """Multiplies all learning rates of this stage."""
     step: int = -1
     """Step of the model to start from (-1: its last)."""
     from_tag: str = ""
     """Tag of the model to start from (default: the largest)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, num_epochs=self.num_epochs)
+        check_at_least(0, init_lr_frac=self.init_lr_frac)
 
 
 def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to: str) -> dict[str, Any]:
@@ -45,8 +50,11 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
     val_task = parse_mixture(config.mixture, config.data, "test")
     print0(f"{len(train_task):,} conversations to train on: {', '.join(config.mixture)}")
 
+    loaders: list[Loader] = []
+
     def batches(state: dict | None) -> Iterator[Batch]:
-        return conversation_loader(train_task, tokenizer, B, T, device=device, state=state, seed=config.seed)
+        loaders.append(conversation_loader(train_task, tokenizer, B, T, device=device, state=state, seed=config.seed))
+        return loaders[-1]
 
     def val_batches() -> Iterator[Batch]:
         return conversation_loader(val_task, tokenizer, B, T, device=device, seed=config.seed, epochs=1)
@@ -65,5 +73,10 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
     result = run_training(model=model, tokenizer=tokenizer, optimizer=optimizer, make_batches=batches, config=config,
                           num_iterations=iterations, max_seq_len=T, directory=checkpoint_root(source_to) / tag,
                           hooks=[Every(config.eval_every, validate)], parent=meta["parent"])
-    get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **result})
+    # what became of the conversations, over all epochs begun: a person's own may be too long or malformed
+    counts = {name: n for name, n in loaders[-1].counts.items() if name not in ("used", "positions")}
+    said = ", ".join(f"{n:,} {name}" for name, n in counts.items())
+    print0(f"conversations: {said}; {loaders[-1].utilisation:.1%} of positions used")
+    get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **counts,
+                             "utilisation": loaders[-1].utilisation, **result})
     return result

@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # the engine is a floor above: the model knows only the shape
     from typing import Protocol
 
     class Cache(Protocol):
+        @property
+        def used(self) -> int: ...
         def positions(self, T: int) -> Tensor: ...
         def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
         def advance(self, T: int) -> None: ...
@@ -71,7 +73,7 @@ def config_for_depth(depth: int, *, vocab_size: int, sequence_len: int, aspect_r
     `depth=20, aspect_ratio=64, head_dim=128 -> n_embd=1280, n_head=10`
     """
     width = depth * aspect_ratio
-    if width % head_dim:
+    if head_dim < 1 or width % head_dim:
         raise UserError(f"width {depth}·{aspect_ratio} = {width} is not divisible by --head_dim={head_dim}: "
                         "choose another --depth, --aspect_ratio or --head_dim")
     n_head = width // head_dim
@@ -220,7 +222,7 @@ class GPT(nn.Module):
         blocks = {n: p for n, p in self.named_parameters() if n.startswith("transformer.h.")}
         adam = {"betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": weight_decay}
         return Optimizer([
-            Group("matrices", "muon", blocks, lr=matrix_lr),
+            Group("matrices", "muon", blocks, lr=matrix_lr, dtype=self.compute_dtype),
             Group("embedding", "adamw", {"transformer.wte.weight": self.transformer.wte.weight},
                   lr=embedding_lr * scale, **adam),
             Group("head", "adamw", {"lm_head.weight": self.lm_head.weight}, lr=unembedding_lr * scale, **adam),
@@ -244,7 +246,7 @@ class GPT(nn.Module):
         """
         B, T = idx.shape
         positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
-        needed = T if positions is None else int(positions.max()) + 1
+        needed = T if kv_cache is None else kv_cache.used + T
         if needed > self.cos.size(1):
             self._grow_rotary(max(needed, 2 * self.cos.size(1)))
         if positions is None:

@@ -6,6 +6,8 @@ that stand for no bytes (special tokens) or are not supervised (-1) count on nei
     evaluate_bpb(model, batches, token_bytes)   one number
     evaluate_loss(model, batches, token_bytes)  what it is made of
 
+    continue_openings(model, tokenizer, texts)  for the eye: how the model goes on where a text begins
+
 There is nothing to run here: `python -m scripts.base_loss` measures a checkpoint.
 """
 
@@ -14,11 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nanochat.engine import Engine
+
+if TYPE_CHECKING:
+    from nanochat.gpt import GPT
 
 
 @dataclass(frozen=True)
@@ -94,3 +102,18 @@ def evaluate_bpb(
 ) -> float:
     """Bits per byte of `model` over `batches`; see `evaluate_loss`."""
     return evaluate_loss(model, batches, token_bytes, bos).bpb
+
+
+def continue_openings(
+    model: GPT, tokenizer: Any, texts: Iterable[str], *, n: int = 4, words: int = 6, max_tokens: int = 48
+) -> list[dict[str, str]]:
+    """Greedy continuations of how the first `n` texts begin: `[{"prompt": "Mira lives in", "completion": " Tarn."}]`.
+
+    A prompt takes at most half of the context: six "words" of a language without spaces can be a page.
+    """
+    openings = [" ".join(text.split()[:words]) for text in islice(texts, n)]
+    prompts = [tokenizer.encode(opening, prepend=tokenizer.get_bos_token_id())[: max(1, model.config.sequence_len // 2)]
+               for opening in openings]
+    completions, _ = Engine(model, tokenizer).generate_batch(prompts, max_tokens=max_tokens, temperature=0.0)
+    return [{"prompt": tokenizer.decode(prompt[1:]), "completion": tokenizer.decode(ids)}
+            for prompt, ids in zip(prompts, completions, strict=True)]

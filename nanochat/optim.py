@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.adamw import adamw_update
-from nanochat.common import UserError, resolve_dtype
+from nanochat.common import UserError
 from nanochat.muon import muon_update
 
 
@@ -31,6 +31,7 @@ class Group:
     betas: tuple[float, float] = (0.8, 0.95)
     eps: float = 1e-10
     weight_decay: float = 0.0
+    dtype: torch.dtype = torch.float32  # of Newton–Schulz: the run's compute dtype
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -86,11 +87,9 @@ class Optimizer:
             by_shape[p.shape].append(name)
         for names in by_shape.values():
             stack = torch.stack([params[n] for n in names])
-            # float64 weights (tests of invariance) are iterated on in float64, all others in what the device is fast in
-            dtype = stack.dtype if stack.dtype == torch.float64 else resolve_dtype("auto", stack.device.type)
             buffers = torch.stack([self.state[n]["momentum"] for n in names])
             muon_update(stack, torch.stack([params[n].grad for n in names]), buffers, lr=lr, momentum=momentum,
-                        weight_decay=group.weight_decay, dtype=dtype)
+                        weight_decay=group.weight_decay, dtype=group.dtype)
             for i, n in enumerate(names):
                 params[n].copy_(stack[i])
                 self.state[n]["momentum"].copy_(buffers[i])

@@ -238,7 +238,7 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
         card["stages"][name] = entry
         if name in METRICS_OF and isinstance(record.get("metrics"), dict):
             card["metrics"].setdefault(METRICS_OF[name], {}).update(
-                {task: {**m, "data": data_label(record)} for task, m in record["metrics"].items()})
+                {task: {"data": data_label(record), **m} for task, m in record["metrics"].items()})
     bpb = [stages.get(name, {}).get("val_bpb") for name in ("base_loss", "base_train")]
     card["val_bpb"] = next((b for b in bpb if b is not None), None)
     card["pocket"] = any(data_label(record) == "pocket" for record in stages.values())

@@ -14,6 +14,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from nanochat.common import UserError, atomic_write
+
+# Settings that may differ between a run and its continuation without changing what is computed.
+FREE_FIELDS = {"resume", "overwrite", "save_every", "eval_every", "sample_every", "eval_tokens", "log_every",
+               "device_batch_size"}
+
+
+def lock_run(directory: str | Path) -> FileLock:
+    """Hold a run's directory as long as the returned lock lives; a second process is refused. Dies with its process."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(directory) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{directory} is being trained by another process: wait for it, end it, or use "
+                        "--model_tag=NAME") from None
+    return lock
+
 
 class StopSignals:
     """While entered, SIGINT and SIGTERM set `requested`, so that a step can be finished and saved.
@@ -35,7 +55,8 @@ class StopSignals:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,8 +74,7 @@ class MetricsLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
-        with open(self.path, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(r) + "\n" for r in kept)
+        atomic_write(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def log(self, step: int, **values: Any) -> None:
         """Append one line."""

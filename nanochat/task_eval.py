@@ -199,20 +199,13 @@ def run_categorical_eval(
         logits = model(torch.tensor(rows, dtype=torch.long, device=model.get_device()))  # (B, T, V)
         for row, i in enumerate(batch):
             letters = conversations[i]["letters"]
-            scores = logits[row, len(prompts[i]) - 1, [letter_id(tokenizer, letter) for letter in letters]]
+            # one letter is always one token: every byte is in the vocabulary
+            scores = logits[row, len(prompts[i]) - 1, [tokenizer.encode(letter)[0] for letter in letters]]
             chosen[i] = letters[int(scores.argmax())]
     for i, conversation in enumerate(conversations):
         result.add(conversation, chosen[i], bool(task.evaluate(conversation, chosen[i])))
     result.chance = sum(1 / len(c["letters"]) for c in conversations) / max(1, len(conversations))
     return result
-
-
-def letter_id(tokenizer: Any, letter: str) -> int:
-    """The id of an answer's letter: the bare letter, as `render_mc` lists it and the assistant writes it."""
-    ids = tokenizer.encode(letter)
-    if len(ids) != 1:
-        raise UserError(f"this tokenizer cuts the letter {letter!r} into {len(ids)} tokens: retrain it with nanochat")
-    return ids[0]
 
 
 def run_chat_eval(

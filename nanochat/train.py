@@ -27,13 +27,21 @@ from nanochat.checkpoint_manager import (
     resume_step,
     save_checkpoint,
 )
-from nanochat.common import UserError, compile_problem, get_dist_info, measure_matmul_flops, peak_memory_bytes, print0
+from nanochat.common import (
+    UserError,
+    check_at_least,
+    compile_problem,
+    get_dist_info,
+    measure_matmul_flops,
+    peak_memory_bytes,
+    print0,
+)
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import Optimizer
 from nanochat.report import get_git_info
-from nanochat.run import MetricsLog, StopSignals, read_metrics
+from nanochat.run import MetricsLog, StopSignals, lock_run, read_metrics
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import RustBPETokenizer
 
@@ -89,6 +97,13 @@ class StageConfig:
     seed: int = 42
     """Seed of the weights and of the order of the data."""
 
+    def __post_init__(self) -> None:
+        check_at_least(1, device_batch_size=self.device_batch_size, total_batch_size=self.total_batch_size)
+        check_at_least(0, embedding_lr=self.embedding_lr, unembedding_lr=self.unembedding_lr, matrix_lr=self.matrix_lr,
+                       weight_decay=self.weight_decay, warmup_ratio=self.warmup_ratio, grad_clip=self.grad_clip,
+                       warmdown_ratio=self.warmdown_ratio, final_lr_frac=self.final_lr_frac, log_every=self.log_every,
+                       eval_every=self.eval_every, eval_tokens=self.eval_tokens, save_every=self.save_every)
+
 
 @dataclass
 class TrainState:
@@ -138,7 +153,8 @@ def validation(
     def validate(state: TrainState) -> None:
         first = (batch for _, batch in zip(range(max_batches), val_batches(), strict=False))
         bpb = evaluate_bpb(model, first, token_bytes, bos=tokenizer.get_bos_token_id())
-        state.evaluations.append({"step": state.step, "bpb": bpb})
+        earlier = [e for e in state.evaluations if e["step"] != state.step]
+        state.evaluations = [*earlier, {"step": state.step, "bpb": bpb}]
         print0(f"step {state.step:5d} | validation {bpb:.4f} bits per byte")
 
     return validate
@@ -196,11 +212,12 @@ def train(
         seconds = time.perf_counter() - started
 
         state.step += 1
-        state.tokens += sum(b.inputs.numel() for b in micro_batches)
+        tokens = sum(b.inputs.numel() for b in micro_batches)
+        state.tokens += tokens
         state.supervised_tokens += supervised
         state.train_seconds += seconds
         state.loader = micro_batches[-1].state
-        on_step(state, {"loss": total_loss, "norm": norm, "lr": multiplier, "seconds": seconds})
+        on_step(state, {"loss": total_loss, "norm": norm, "lr": multiplier, "tokens": tokens, "seconds": seconds})
         for hook in hooks:
             if hook.due(state.step, last=state.step == num_iterations):
                 hook.fn(state)
@@ -218,25 +235,23 @@ class StepLog:
     flops_per_token: int
     peak_flops: float
     metrics: MetricsLog
+    rate: float = 0.0  # tokens a second in this process, without its first (compiling) step
     _losses: list[float] = field(default_factory=list)
-    _from: tuple[int, float] = (0, 0.0)
-    rate: float = 0.0  # tokens a second over the whole run, without the first (compiling) steps
-    _counted: tuple[int, float] = (0, 0.0)
-
-    def start(self, state: TrainState) -> None:
-        self._from = (state.tokens, state.train_seconds)
+    _from: tuple[int, float] | None = None  # tokens and seconds at the last line
+    _first: tuple[int, float] | None = None  # the same after the first step of this process
 
     def __call__(self, state: TrainState, m: dict[str, float]) -> None:
         self._losses.append(m["loss"])
-        if state.step % self.every and state.step != self.num_iterations and state.step != 1:
+        now = state.tokens, state.train_seconds
+        first, before = self._first is None, self._from or (now[0] - m["tokens"], now[1] - m["seconds"])
+        self._first = self._first or now
+        if not first and state.step != self.num_iterations and (self.every < 1 or state.step % self.every):
             return
-        tokens, seconds = state.tokens - self._from[0], state.train_seconds - self._from[1]
-        self._from = (state.tokens, state.train_seconds)
-        loss, rate = sum(self._losses) / len(self._losses), tokens / seconds
+        self._from = now
+        loss, rate = sum(self._losses) / len(self._losses), (now[0] - before[0]) / (now[1] - before[1])
         self._losses.clear()
-        if state.step > 1:
-            self._counted = (self._counted[0] + tokens, self._counted[1] + seconds)
-            self.rate = self._counted[0] / self._counted[1]
+        if not first:
+            self.rate = (now[0] - self._first[0]) / (now[1] - self._first[1])
         left = (self.num_iterations - state.step) * (state.tokens / state.step) / rate
         print0(f"step {state.step:5d}/{self.num_iterations} | loss {loss:.4f} | lr ×{m['lr']:.2f} | "
                f"norm {m['norm']:.2f} | {rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate | "
@@ -267,13 +282,15 @@ def run_training(
     other hooks, so that an evaluation that fails costs no training. On SIGINT or SIGTERM: save, then KeyboardInterrupt.
     """
     accumulation = grad_accum_steps(config.total_batch_size, config.device_batch_size, max_seq_len)
-    settings = asdict(config)
+    lock = lock_run(directory)
+    settings = {**asdict(config), "dtype": str(model.compute_dtype).removeprefix("torch.")}  # what "auto" came to
     state = TrainState()
     start = resume_step(directory, settings, parent, resume=config.resume, overwrite=config.overwrite)
     if start is not None:
         model_data, optimizer_data, meta = load_checkpoint(directory, start, model.get_device(), load_optimizer=True)
         load_weights(model, model_data, directory)
         optimizer.load_state_dict(optimizer_data)
+        del model_data, optimizer_data  # else the device holds everything twice to the end of the run
         state = TrainState(**meta["state"])
         print0(f"resuming {directory} at step {start} of {num_iterations}")
     metrics = MetricsLog(directory / "log.jsonl", state.step)
@@ -293,13 +310,16 @@ def run_training(
     device_type = model.get_device().type
     peak = measure_matmul_flops(model.get_device(), model.compute_dtype)
     step_log = StepLog(config.log_every, num_iterations, model.estimate_flops(), peak, metrics)
-    step_log.start(state)
     problem = compile_problem(device_type) if config.compile else "switched off"
     print0(f"{model.num_parameters():,} parameters, {num_iterations} steps, {device_type} "
            f"({torch.get_num_threads()} threads), {str(model.compute_dtype).removeprefix('torch.')}, attention by "
            f"{kernel_name(device_type, model.compute_dtype)}, matmul rate {peak / 1e12:.2f} TFLOP/s, "
            + (f"not compiled: {problem}" if problem else "compiled (the first step takes a while)"))
     compiled = model if problem else torch.compile(model, dynamic=False)
+    if start is not None:  # the save came before that step's other hooks: they may not have run
+        for hook in hooks:
+            if hook.due(start, last=start == num_iterations):
+                hook.fn(state)
     with StopSignals() as stop:
         finished = train(compiled, optimizer, make_batches(state.loader), config, state,
                          num_iterations=num_iterations, accumulation=accumulation,
@@ -309,9 +329,7 @@ def run_training(
     if not finished:
         save(state)
         raise KeyboardInterrupt
-    if start == num_iterations:  # killed after its last save: nothing to train, but the closing hooks are still due
-        for hook in hooks:
-            hook.fn(state)
+    lock.release()
     records = read_metrics(metrics.path)
     return {
         "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,

@@ -10,21 +10,17 @@ means that the model has learnt its text by heart.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 from nanochat import configurator
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError, compute_cleanup, compute_init, print0, resolve_dtype
+from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.dataloader import tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import text_iterator
-from nanochat.engine import Engine
-from nanochat.loss_eval import LossResult, evaluate_loss
+from nanochat.loss_eval import LossResult, continue_openings, evaluate_loss
 from nanochat.report import get_report
-
-PROMPT_WORDS, SAMPLES, SAMPLE_TOKENS = 6, 4, 48
 
 
 @dataclass
@@ -60,18 +56,8 @@ def measure(model: Any, tokenizer: Any, split: str, config: Config, rank: int, w
         return evaluate_loss(model, islice(batches, wanted), tokenizer.token_bytes(), tokenizer.get_bos_token_id())
 
 
-def sample(model: Any, tokenizer: Any, data: str) -> Iterator[dict[str, str]]:
-    """Greedy continuations of how the first validation documents begin."""
-    openings = [" ".join(text.split()[:PROMPT_WORDS]) for text in islice(text_iterator(data, "val"), SAMPLES)]
-    prompts = [tokenizer.encode(opening, prepend=tokenizer.get_bos_token_id()) for opening in openings]
-    completions, _ = Engine(model, tokenizer).generate_batch(prompts, max_tokens=SAMPLE_TOKENS, temperature=0.0)
-    for opening, ids in zip(openings, completions, strict=True):
-        yield {"prompt": opening, "completion": tokenizer.decode(ids)}
-
-
 def main(config: Config) -> None:
-    if config.split_tokens < 1 or config.device_batch_size < 1:
-        raise UserError("--split_tokens and --device_batch_size must be at least 1")
+    check_at_least(1, split_tokens=config.split_tokens, device_batch_size=config.device_batch_size)
     start = time.monotonic()
     _, rank, _, world_size, device = compute_init(config.device_type, config.seed)
     dtype = resolve_dtype(config.dtype, device.type)
@@ -83,11 +69,10 @@ def main(config: Config) -> None:
                    f"{split}_bytes": loss.bytes}
         print0(f"{split:5} {loss.bpb:.4f} bits per byte, {loss.nats_per_token:.4f} nats per token "
                f"({loss.tokens:,} tokens, {loss.bytes:,} bytes of {config.data})")
-    result["samples"] = list(sample(model, tokenizer, config.data))
+    result["samples"] = continue_openings(model, tokenizer, text_iterator(config.data, "val"))
     for one in result["samples"]:
         print0(f"  {one['prompt']} ▸{one['completion']}")
     get_report().log("base_loss", {**result, "seconds": time.monotonic() - start})
-    compute_cleanup()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 
 import torch
 
@@ -20,8 +19,8 @@ from nanochat.checkpoint_manager import checkpoint_root
 from nanochat.common import UserError, compute_init, print0, print_banner, resolve_dtype
 from nanochat.dataloader import Batch, tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import text_iterator
-from nanochat.engine import Engine
 from nanochat.gpt import GPT, config_for_depth
+from nanochat.loss_eval import continue_openings
 from nanochat.report import get_report
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import Every, StageConfig, TrainState, grad_accum_steps, run_training, validation
@@ -70,22 +69,18 @@ def main(config: Config) -> None:
     model.to_empty(device=device)
     model.init_weights(config.seed)
     model.compute_dtype = resolve_dtype(config.dtype, device.type)
-    B, T, bos = config.device_batch_size, config.max_seq_len, tokenizer.get_bos_token_id()
+    B, T = config.device_batch_size, config.max_seq_len
 
     def batches(split: str, state: dict | None = None) -> Iterator[Batch]:
         return tokenizing_distributed_data_loader_with_state(tokenizer, B, T, split, data=config.data, device=device,
                                                              state=state, seed=config.seed)
 
-    openings = [" ".join(text.split()[:6]) for text in islice(text_iterator(config.data, "val"), 4)]
     samples: list[dict[str, str]] = []
 
     def sample(state: TrainState) -> None:
-        prompts = [tokenizer(opening, prepend=bos) for opening in openings]
-        completions, _ = Engine(model, tokenizer).generate_batch(prompts, max_tokens=48, temperature=0.0)
-        texts = [tokenizer.decode(ids) for ids in completions]
-        samples[:] = [{"prompt": p, "completion": c} for p, c in zip(openings, texts, strict=True)]
-        for opening, text in zip(openings, texts, strict=True):
-            print0(f"  {opening} ▸{text}")
+        samples[:] = continue_openings(model, tokenizer, text_iterator(config.data, "val"))
+        for one in samples:
+            print0(f"  {one['prompt']} ▸{one['completion']}")
 
     validate = validation(model, lambda: batches("val"), tokenizer, max(1, config.eval_tokens // (B * T)))
     result = run_training(

@@ -16,11 +16,12 @@ from typing import Literal
 
 from nanochat import configurator
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError, compute_init, print0, resolve_dtype
+from nanochat.common import UserError, check_at_least, compute_init, print0, resolve_dtype
 from nanochat.engine import Engine
 from nanochat.report import get_report
 from nanochat.task_eval import EvalResult, run_categorical_eval, run_chat_eval, run_generative_eval
 from tasks.catalog import ALIASES, make_task
+from tasks.common import Task
 
 __all__ = ["Config", "main", "run_categorical_eval", "run_chat_eval", "run_generative_eval"]
 
@@ -64,12 +65,13 @@ class Config:
 
 def main(config: Config) -> None:
     start = time.perf_counter()
-    for name in ("batch_size", "max_new_tokens", "num_samples"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name}={getattr(config, name)} is impossible: it must be at least 1")
+    check_at_least(1, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens,
+                   num_samples=config.num_samples)
     names = [name for item in config.tasks for name in item.split(",")]
     names = names or (POCKET_TASKS if config.data == "pocket" else REAL_TASKS)
     tasks = {metric_name(name): make_task(name, config.data, "test") for name in names}  # all data before the model
+    if len(tasks) < len(names):
+        raise UserError(f"two tasks of {', '.join(names)} would share a name in the report: rename one file")
     _, _, _, _, device = compute_init(config.device_type, config.seed)
     dtype = resolve_dtype(config.dtype, device.type)
     model, tokenizer, meta = load_model(config.source, device, "eval", config.model_tag, config.step, dtype)
@@ -90,9 +92,14 @@ def main(config: Config) -> None:
         "seconds": time.perf_counter() - start,
         "data": config.data,
         "model": meta["parent"],
-        "metrics": {result.name: result.metrics() for result in results},
+        "metrics": {r.name: r.metrics() | source_label(tasks[r.name], config.data) for r in results},
         "samples": [{"task": result.name, **sample} for result in results for sample in result.samples],
     })
+
+
+def source_label(task: Task, data: str) -> dict[str, str]:
+    """`{"data": "pocket"}` for what the hub has no set for and comes from the pocket world, else nothing."""
+    return {"data": "pocket"} if data == "hub" and not task.on_hub else {}
 
 
 def metric_name(task: str) -> str:

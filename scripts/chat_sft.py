@@ -22,7 +22,7 @@ class Config(FinetuneConfig):
                                 "spellingbee:300")
     """Tasks to train on: name, name*2 (seen twice), name:5000 (so many rows), or a .jsonl file of conversations."""
     init_lr_frac: float = 0.2
-    """All learning rates start at this share of the base run's."""
+    """Multiplies all learning rates of this stage."""
     warmdown_ratio: float = 1.0
     """Share of the steps in which the rate falls."""
     total_batch_size: int = 65536

@@ -21,7 +21,7 @@ class Config(FinetuneConfig):
     mixture: tuple[str, ...] = ("smoltalk", "mmlu", "gsm8k", "simplespelling:200000", "spellingbee:80000")
     """Tasks to train on: name, name*2 (seen twice), name:5000 (so many rows), or a .jsonl file of conversations."""
     init_lr_frac: float = 0.5
-    """All learning rates start at this share of the base run's."""
+    """Multiplies all learning rates of this stage."""
     warmdown_ratio: float = 0.5
     """Share of the steps in which the rate falls."""
 

@@ -37,10 +37,12 @@ import psutil
 from nanochat.common import UserError, atomic_write, get_base_dir, print_banner, sha256_file
 from nanochat.configurator import load_toml, nearest
 from nanochat.report import MAKERS, Report
+from nanochat.run import FREE_FIELDS
 
 RESUMABLE = ("base_train", "mid_train", "chat_sft", "chat_rl")  # gradient stages: they save as they go
 SOURCES = Path(__file__).resolve().parents[1]
 LIBRARY_STAGES = ("dataset", "report")  # commands of the library: fetch the data first, render the card last
+REFUSED = 2  # exit code of a stage that a UserError ended: it may have found somebody else's run in its place
 SAMPLE_EVERY = 0.5  # seconds between two looks at the memory
 
 
@@ -146,32 +148,40 @@ class Ledger:
         return sha256_file(path) if path.exists() else None
 
     def done(self, name: str, key: str) -> bool:
-        """Finished with this very hash, and the report it left is still the one lying there."""
+        """Finished with this very hash, and its report and the directory it wrote are still there."""
         record = self.records.get(name, {})
         return bool(record.get("finished") and record.get("hash") == key and record.get("report_sha256")
-                    and record["report_sha256"] == self.report_hash(name))
+                    and record["report_sha256"] == self.report_hash(name) and self.output(name).exists())
+
+    def output(self, name: str) -> Path:
+        """What a stage leaves beside its report, as the report says (evaluations: nothing else)."""
+        path = self.report.folder / f"{name}.json"
+        return Path(json.loads(path.read_text(encoding="utf-8")).get("checkpoint", path))
 
     def how_to_start(self, name: str, key: str) -> list[str]:
         """The flags for a stage that saves as it goes: on with this same run, or over an earlier one of this preset.
 
-        Both when this run was begun: it may have been stopped before it had replaced the earlier one. None where this
-        preset has nothing there yet: a run that a person made by hand is not ours to replace; the stage will say so.
+        Both when this run was begun: it may have been stopped before it had replaced the earlier one. `--overwrite`
+        only where what lies there is this preset's: a run that a person made by hand is not ours to replace; the stage
+        will refuse.
         """
-        if self.begun(name, key):
-            return ["--resume", "--overwrite"]
-        return ["--overwrite"] if name in self.records else []
+        overwrite = ["--overwrite"] if self.records.get(name, {}).get("ours") else []
+        return ["--resume", *overwrite] if self.begun(name, key) else overwrite
 
     def begun(self, name: str, key: str) -> bool:
         """Started with this very hash and not finished: what it saved can be gone on from."""
         record = self.records.get(name, {})
         return record.get("hash") == key and not record.get("finished")
 
-    def write(self, name: str, key: str, finished: bool, seconds: float = 0.0, peak: int = 0) -> None:
+    def write(self, name: str, key: str, finished: bool, seconds: float = 0.0, peak: int = 0,
+              ours: bool = False) -> None:
         """Record an attempt. Time adds up over the attempts at the same thing: that is what it cost."""
-        old = self.records.get(name, {}) if self.begun(name, key) else {}
+        before = self.records.get(name, {})
+        old = before if self.begun(name, key) else {}
         self.records[name] = {
             "hash": key,
             "finished": finished,
+            "ours": before.get("ours", False) or ours,  # what lies in the stage's directory is this preset's
             "report_sha256": self.report_hash(name) if finished else None,
             "seconds": round(old.get("seconds", 0.0) + seconds, 2),
             "peak_memory_bytes": max(old.get("peak_memory_bytes", 0), peak),
@@ -192,7 +202,9 @@ class Ledger:
 
 def stage_hash(stage: Stage, before: str) -> str:
     """Hash of all that decides a stage's result: its command, its settings, and `before`, the makers before it."""
-    text = json.dumps([stage.script, stage.flags, stage.settings, before], sort_keys=True, default=str)
+    settings = {table: {k: v for k, v in values.items() if k not in FREE_FIELDS}  # they do not change the result
+                for table, values in stage.settings.items()}
+    text = json.dumps([stage.script, stage.flags, settings, before], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
@@ -238,7 +250,8 @@ def run_command(command: list[str]) -> tuple[int, float, int, int | None]:
         if child is not None:
             child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
-    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # but what `nohup` and the like ignore stays ignored
+    before = {s: signal.signal(s, pass_on) for s in caught if signal.getsignal(s) is not signal.SIG_IGN}
     try:
         began, peak, code = time.monotonic(), 0, None
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -267,7 +280,8 @@ def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: L
         (ledger.report.folder / f"{stage.name}.json").unlink(missing_ok=True)  # an old figure must not pass for a new
         ledger.write(stage.name, key, finished=False)
     code, seconds, peak, signum = run_command(command)
-    ledger.write(stage.name, key, finished=code == 0 and signum is None, seconds=seconds, peak=peak)
+    ledger.write(stage.name, key, finished=code == 0 and signum is None, seconds=seconds, peak=peak,
+                 ours=code != REFUSED)
     if signum is not None:
         by = signal.Signals(signum).name
         print(f"\nStopped in {stage.name} by {by}. The same command goes on from here.", flush=True)

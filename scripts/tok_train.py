@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from nanochat import configurator
-from nanochat.common import get_base_dir, print0, progress
+from nanochat.common import check_at_least, get_base_dir, print0, progress
 from nanochat.dataset import text_iterator
 from nanochat.report import get_report
 from nanochat.tokenizer import RustBPETokenizer, pick_tokenizer_class, split_pattern
@@ -80,6 +80,7 @@ def token_length_stats(tokenizer: RustBPETokenizer) -> dict[str, float]:
 
 
 def main(config: Config) -> None:
+    check_at_least(1, max_chars=config.max_chars, doc_cap=config.doc_cap)
     started = time.perf_counter()
     tokenizer_class = pick_tokenizer_class(config.trainer)
     texts = Counter(text_iterator(config.data, "train", max_chars=config.max_chars, doc_cap=config.doc_cap))

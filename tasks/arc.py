@@ -18,6 +18,8 @@ FILES = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge"}
 class ARC(MultipleChoice):
     """`ARC("ARC-Easy", "test")`. The pocket world asks about itself in this schema (there it is called world_mc)."""
 
+    on_hub = True
+
     def __init__(self, subset: str = "ARC-Easy", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
         split = "validation" if split == "val" else split

@@ -89,8 +89,10 @@ def main(name: str = "", data: str = "pocket", split: str = "train") -> None:
         return
     task = make_task(name, data, split)
     print(f"{name}: {len(task):,} rows ({task.eval_type or 'training only'})")
-    for message in task[0]["messages"]:
+    for message in task[0].get("messages", []):
         print(f"  {message['role']}: {message['content']}")
+    if "text" in task[0]:
+        print(f"  {task[0]['text']}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Task:
     Subclasses give `num_examples()`, `get_example(i)` and, where they can be graded, `eval_type` and `evaluate()`.
     """
 
+    on_hub = False  # whether `data="hub"` has a published set for it; else its rows come from the pocket world
     eval_type: str | None = None  # "generative": write an answer; "categorical": choose a letter; None: training only
 
     def __init__(self, start: int = 0, stop: int | None = None, step: int = 1) -> None:

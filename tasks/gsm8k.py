@@ -22,6 +22,7 @@ FINAL = re.compile(r"####[ \t]*(-?)[ \t]*\$?[ \t]*([0-9][0-9,]*(?:\.[0-9]+)?|\.[
 class GSM8K(Task):
     """`GSM8K("main", "test")`. A calculator mark becomes a tool call that the engine answers when it runs."""
 
+    on_hub = True
     eval_type = "generative"
 
     def __init__(self, subset: str = "main", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:

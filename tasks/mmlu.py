@@ -17,6 +17,8 @@ SPLITS = {"auxiliary_train": "auxiliary_train", "dev": "dev", "val": "validation
 class MMLU(MultipleChoice):
     """`MMLU("all", "test")`; for training `MMLU("auxiliary_train", "train")` (the seed's way to ask for that split)."""
 
+    on_hub = True
+
     def __init__(self, subset: str = "all", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
         if subset not in ("all", "auxiliary_train"):

@@ -26,6 +26,8 @@ class SmolTalk(Task):
     such file 5% of the conversations are, chosen by a hash of their content: one that occurs twice is on one side.
     """
 
+    on_hub = True
+
     def __init__(self, split: str = "train", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
         if split not in ("train", "test"):

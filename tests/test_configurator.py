@@ -46,6 +46,7 @@ def test_preset_then_flags(tmp_path):
 
 @pytest.mark.parametrize("text, words", [("[x]\ndept = 1", "'dept'; did you mean 'depth'"),
                                          ("[x]\ndepth = 'a'", "x.depth"), ("[x]\ndepth = true", "x.depth"),
+                                         ("depth = 6\n[all]\nlearning_rate = 1", "'depth' stands outside any table"),
                                          ("[x", "not valid TOML")])
 def test_bad_presets_are_named(tmp_path, text, words):
     preset = tmp_path / "p.toml"
@@ -55,6 +56,14 @@ def test_bad_presets_are_named(tmp_path, text, words):
     assert str(preset) in str(e.value)
     with pytest.raises(UserError, match="does not exist"):
         parse(Config, ["absent.toml"], "x")
+
+
+def test_a_misspelt_table_is_not_passed_over(tmp_path):
+    preset = tmp_path / "p.toml"
+    preset.write_text("[base_trian]\ndepth = 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"\[base_trian\]; did you mean \[base_train\]"):
+        parse(Config, [str(preset)], "base_train")
+    assert parse(Config, [str(preset)], "elsewhere") == Config()
 
 
 def test_unknown_flag_is_refused_with_the_nearest_name():

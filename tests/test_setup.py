@@ -178,7 +178,7 @@ def test_a_kill_leaves_the_stage_to_be_gone_on_from(folder):
     process.communicate(timeout=30)
     assert ledger["base_train"]["finished"] is False
     (folder / "slow").unlink()
-    assert run(folder)[1] == ["base_train --resume --overwrite", "chat_eval_mid --source=mid"]
+    assert run(folder)[1] == ["base_train --resume", "chat_eval_mid --source=mid"]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,8 @@ def test_presets_are_valid(path):
         assert (ROOT / Path(*stage.module.split("."))).with_suffix(".py").exists()
         assert config_fields(stage.script), f"the fields of {stage.script} cannot be read from its source"
     steps = load_toml(path).get("base_train", {})
-    assert steps["total_batch_size"] % (steps["device_batch_size"] * steps["max_seq_len"]) == 0
+    rows = {**load_toml(path)["all"], **steps}["device_batch_size"]
+    assert steps["total_batch_size"] % (rows * steps["max_seq_len"]) == 0
 
 
 # --------------------------------------------------------------------------- the shell scripts

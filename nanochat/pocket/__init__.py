@@ -22,23 +22,23 @@ VERSION = "1"
 # ---------------------------------------------------------------- the dials: sizes and mixture, all in one place
 CORPUS_CHARS = 11_500_000
 SHARES = {  # of the corpus' characters
-    "facts": 0.32,
+    "facts": 0.29,
     "questions": 0.12,
     "binding": 0.12,
     "spelling": 0.19,
     "numbers": 0.05,
     "problems": 0.12,
-    "identity": 0.05,
+    "identity": 0.08,
     "talk": 0.03,
 }
 SHARDS = 8
 ROW_GROUP = 256
 
-WORLD_QA_ROUNDS = 23  # rows for each asked fact, all in different words; so are the three below
+WORLD_QA_ROUNDS = 44  # rows for each asked fact, all in different words; so are the three below
 ARC_EASY_ROUNDS = 12
 ARC_CHALLENGE_ROUNDS = 3
 MMLU_ROUNDS = 10
-IDENTITY_ROUNDS = 8  # variants of each training frame
+IDENTITY_ROUNDS, IDENTITY_PER_INTENT = 3, 500  # variants of each whole training frame; questions with composed ones
 IDENTITY_TEST_ROUNDS = 3  # of each test frame
 GSM8K_TRAIN, GSM8K_TEST, GSM8K_NEW = 6000, 300, 240
 CALCULATOR_TRAIN, CALCULATOR_TEST = 5000, 300
@@ -123,7 +123,8 @@ def _task_files(facts: list, seed: int) -> Iterable[tuple[str, list[dict]]]:
     yield "mmlu/dev.jsonl", q.mmlu_dev(facts, stream(seed, "mmlu/dev"))
     for split, rounds in (("auxiliary_train", MMLU_ROUNDS), ("val", 1), ("test", 1)):
         yield f"mmlu/{split}.jsonl", q.mmlu(facts, stream(seed, "mmlu/" + split), split, rounds)
-    yield "identity/train.jsonl", identity.identity_train(stream(seed, "identity/train"), IDENTITY_ROUNDS)
+    yield "identity/train.jsonl", identity.identity_train(
+        stream(seed, "identity/train"), IDENTITY_ROUNDS, IDENTITY_PER_INTENT)
     yield "identity/test.jsonl", identity.identity_test(stream(seed, "identity/test"), IDENTITY_TEST_ROUNDS)
     yield "gsm8k/train.jsonl", _problems(families.TRAIN_FAMILIES, seed, "train", GSM8K_TRAIN)
     yield "gsm8k/test.jsonl", _problems(families.TRAIN_FAMILIES, seed, "test", GSM8K_TEST)

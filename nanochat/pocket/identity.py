@@ -1,7 +1,8 @@
 """Who the assistant is: "Nano", a small model that nanochat trained on this computer from nothing.
 
 Fourteen intents, one answer each, whose key phrase occurs in no other answer. Questions are written as *frames* (lower
-case, no final mark); `intents.py` holds those for training and those kept whole for tests. Sample row:
+case); `intents.py` holds those for training and those kept whole for tests, and `composing.py` puts further ones for
+training together from parts. Sample row:
     {"messages": [{"role": "user", "content": "Hi! What is your name?"},
                   {"role": "assistant", "content": "My name is Nano. Nice to meet you!"}],
      "answer": ["my name is Nano"]}
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 
+from nanochat.pocket.composing import Composer
 from nanochat.pocket.draw import conversation, normalise
 from nanochat.pocket.intents import INTENTS, Intent
 
@@ -40,6 +42,8 @@ def as_typed(frame: str, rng: random.Random, openings: tuple[str, ...], plain_ra
     `"what is your name" -> "What is your name?"`, `"what is your name"`, `"Hi! What is your name?"`.
     """
     mark = "." if frame.split()[0] in ORDERS else "?"
+    if frame[-1] in ".?":  # a composed one brings its own
+        frame, mark = frame[:-1], frame[-1]
     style = rng.random()
     capital = frame[0].upper() + frame[1:]
     if style < plain_rate:
@@ -58,13 +62,15 @@ def row(intent: Intent, question: str) -> dict:
     return {**conversation(question, intent.answer), "answer": [intent.key_phrase]}
 
 
-def identity_train(rng: random.Random, rounds: int) -> list[dict]:
-    """Each training frame `rounds` times, each time typed in another way where there is one."""
+def identity_train(rng: random.Random, rounds: int, per_intent: int) -> list[dict]:
+    """`per_intent` different questions for each intent: each whole frame up to `rounds` times, the rest composed."""
     rows = []
     for intent in INTENTS:
-        for frame in intent.train_frames:
-            typed = {as_typed(frame, rng, OPENINGS, 0.3) for _ in range(rounds)}
-            rows += [row(intent, text) for text in sorted(typed)]
+        typed = dict.fromkeys(as_typed(f, rng, OPENINGS, 0.3) for f in intent.train_frames for _ in range(rounds))
+        composer = Composer(intent.key, rng)
+        while len(typed) < per_intent:
+            typed[as_typed(composer.draw(), rng, OPENINGS, 0.5)] = None
+        rows += [row(intent, text) for text in typed]
     rng.shuffle(rows)
     return rows
 
@@ -82,17 +88,24 @@ def identity_test(rng: random.Random, rounds: int) -> list[dict]:
     return rows
 
 
+LAYOUTS = (
+    "Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "{q}\n{a}", "{q}\n{a}", "{q} {a}", "{q} - {a}", "- {q}\n- {a}",
+    "User: {q}\nNano: {a}", '"{q}"\n"{a}"', 'Somebody asks: "{q}"\nNano says: "{a}"', '"{q}" Nano answers: "{a}"',
+)
+
+
 def identity_document(rng: random.Random) -> str:
-    """Who Nano is, told in sentences or as questions (training frames only) and answers."""
-    if rng.random() < 0.35:
+    """Who Nano is, told in sentences or as questions (never those of tests) and answers."""
+    if rng.random() < 0.2:
         intents = rng.sample(INTENTS, rng.randint(3, 5))
         text = " ".join(rng.choice((i.answer, i.told)) for i in intents)
         return rng.choice(("", "Nano says: ", "This is Nano. ", "About Nano: ")) + text
-    layout = rng.choice(("Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "{q}\n{a}", "{q} {a}"))
+    layout = rng.choice(LAYOUTS)
     parts = []
     for intent in rng.sample(INTENTS, rng.randint(3, 4)):
-        question = as_typed(rng.choice(intent.train_frames), rng, OPENINGS, 0.5)
-        parts.append(layout.format(q=question, a=intent.answer))
+        composed = rng.random() < 0.7
+        frame = Composer(intent.key, rng).draw() if composed else rng.choice(intent.train_frames)
+        parts.append(layout.format(q=as_typed(frame, rng, OPENINGS, 0.5), a=intent.answer))
     return "\n".join(parts)
 
 
