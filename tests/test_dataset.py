@@ -188,6 +188,15 @@ def test_conversion_happens_once_and_again_after_a_change(folder, capsys):
     assert capsys.readouterr().out.count("converting") == 2
 
 
+def test_old_conversions_are_forgotten(folder):
+    for i in range(5):
+        lines = [json.dumps({"text": text}) for text in numbered(i * 40, i * 40 + 40)]
+        (folder / f"{i}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        made = corpus(folder)
+    kept = list(made.manifest.parent.glob("shards-*/"))
+    assert 1 <= len(kept) <= 2 and made.files[0].path.parent in kept
+
+
 def test_large_row_groups_are_rewritten(folder, monkeypatch):
     monkeypatch.setattr("nanochat.dataset.MAX_ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(documents, "GROUP_ROWS", 16)

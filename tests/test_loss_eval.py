@@ -9,8 +9,9 @@ import torch
 import torch.multiprocessing as mp
 
 from nanochat.dataloader import Batch
-from nanochat.loss_eval import evaluate_bpb, evaluate_loss
+from nanochat.loss_eval import continue_openings, evaluate_bpb, evaluate_loss
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
+from tests.helpers import small_model, small_tokenizer
 
 LENGTHS = torch.tensor([1, 3, 2, 0, 0])  # two special tokens, the first of them BOS
 BOS = 3
@@ -84,3 +85,13 @@ def test_ranks_add_up(tmp_path):
     for p in ranks:
         p.join(timeout=60)
     assert [(r.nats, r.bytes, r.tokens) for r in results] == [(3.0, 4, 2)] * 2
+
+
+def test_openings_fit_the_context_in_a_language_without_spaces():
+    tokenizer = small_tokenizer()
+    model = small_model(tokenizer, sequence_len=32)
+    texts = ["世界人权宣言" * 40, "Mira lives in Tarn and keeps 12 goats", "", "x"]
+    samples = continue_openings(model, tokenizer, texts, n=4, max_tokens=8)
+    assert [s["prompt"] for s in samples][1:] == ["Mira lives in Tarn and keeps", "", "x"]
+    assert samples[0]["prompt"].startswith("世界人权") and len(tokenizer(samples[0]["prompt"])) <= 17
+    assert all(s["completion"] for s in samples)

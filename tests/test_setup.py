@@ -37,12 +37,17 @@ class Base:
 @dataclass
 class Config(Base):
     depth: int = 4
+    save_every: int = 10
 name = "NAME" + ("_" + sys.argv[2].removeprefix("--source=") if "--source" in "".join(sys.argv) else "")
 base = pathlib.Path(os.environ["NANOCHAT_BASE_DIR"])
 with open("calls.log", "a", encoding="utf-8") as f:
     f.write(" ".join([name, *sys.argv[2:]]) + "\\n")
 if pathlib.Path("crash").exists():
     sys.exit(3)
+made = base / "made" / name
+if name == "base_train" and (made / "by_hand").exists() and "--overwrite" not in sys.argv:
+    sys.exit(2)
+made.mkdir(parents=True, exist_ok=True)
 if pathlib.Path("slow").exists():
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -54,7 +59,8 @@ if pathlib.Path("slow").exists():
     pathlib.Path("saved").write_text(repr([int(s) for s in signals]), encoding="utf-8")
     sys.exit(130)
 (base / "report").mkdir(exist_ok=True)
-(base / "report" / f"{name}.json").write_text(json.dumps({"t": time.time_ns()}), encoding="utf-8")
+report = json.dumps({"t": time.time_ns(), "checkpoint": str(made)})
+(base / "report" / f"{name}.json").write_text(report, encoding="utf-8")
 '''
 PRESET = """
 preset = "tiny"
@@ -122,6 +128,28 @@ def test_a_changed_setting_runs_its_stage_and_what_is_made_from_it(folder):
     assert [c.split()[0] for c in run(folder)[1]] == ["tok_train", "tok_eval", "base_train", "chat_eval_mid"]
     change(folder, "--source=mid", "--source=sft")  # flags count as settings
     assert run(folder)[1] == ["chat_eval_sft --source=sft"]
+
+
+def test_a_run_made_by_hand_is_refused_as_often_as_one_tries(folder):
+    by_hand = folder / "base/made/base_train/by_hand"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.touch()
+    for flags in ("", " --resume"):  # gone on with, if it happens to be the same run; replaced, never
+        code, calls, _ = run(folder)
+        assert code == 2 and calls[-1] == f"base_train{flags}"
+    assert by_hand.exists()
+
+
+def test_output_that_is_gone_is_made_again(folder):
+    run(folder)
+    shutil.rmtree(folder / "base/made/base_train")
+    assert [c.split()[0] for c in run(folder)[1]] == ["base_train", "chat_eval_mid"]
+
+
+def test_settings_that_change_no_result_start_nothing_anew(folder):
+    run(folder)
+    change(folder, "depth = 4", "depth = 4\nsave_every = 20")
+    assert run(folder)[1] == []
 
 
 def test_a_lost_or_foreign_report_means_not_done(folder):

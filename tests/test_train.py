@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nanochat.checkpoint_manager import find_last_step, load_checkpoint, saved_steps
+from nanochat.checkpoint_manager import find_last_step, load_checkpoint, load_meta, saved_steps
 from nanochat.common import UserError, measure_matmul_flops
 from nanochat.dataloader import Batch
-from nanochat.run import MetricsLog, read_metrics
+from nanochat.run import MetricsLog, lock_run, read_metrics
 from nanochat.train import (
     Every,
     StageConfig,
@@ -140,6 +140,10 @@ class Small(StageConfig):
     log_every: int = 1
 
 
+def interrupt(state: TrainState) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, hooks: list[Every] | None = None,
         **changes) -> dict:
     """Train a small model to step `until`; `stop_at` sends ourselves a SIGTERM after that step."""
@@ -221,6 +225,36 @@ def test_a_run_is_never_mixed_with_another(tokenizer, tmp_path):
     assert saved_steps(tmp_path / "run") == [1, 3]  # the same run: gone on with
     fit(tokenizer, tmp_path / "run", 2, matrix_lr=0.25, **both)
     assert saved_steps(tmp_path / "run") == [2]  # another: replaced
+
+
+def test_one_process_a_run(tokenizer, tmp_path):
+    lock = lock_run(tmp_path / "run")
+    with pytest.raises(UserError, match="another process"):
+        fit(tokenizer, tmp_path / "run", 1)
+    lock.release()
+    assert fit(tokenizer, tmp_path / "run", 1)["steps"] == 1
+
+
+def test_no_evaluation_is_lost_by_a_resume(tokenizer, tmp_path):
+    """The save at step 4 comes before the evaluation at step 4: a run killed in between makes up for it."""
+
+    def evaluate(state: TrainState) -> None:
+        state.evaluations = [e for e in state.evaluations if e["step"] != state.step]
+        state.evaluations.append({"step": state.step, "bpb": 1.0 / state.step})
+
+    hooks = [Every(2, evaluate)]
+    with pytest.raises(KeyboardInterrupt):  # stops after step 4, whose evaluation is not in what was saved
+        fit(tokenizer, tmp_path / "run", 6, save_every=4, hooks=[*hooks, Every(4, interrupt)])
+    assert [e["step"] for e in load_meta(tmp_path / "run", 4)["state"]["evaluations"]] == [2]
+    result = fit(tokenizer, tmp_path / "run", 6, save_every=4, resume=True, hooks=hooks)
+    assert result["val_curve"] == {"step": [2, 4, 6], "bpb": [1 / 2, 1 / 4, 1 / 6]}
+
+
+@pytest.mark.parametrize("bad", [{"grad_clip": -1}, {"device_batch_size": 0}, {"matrix_lr": -0.1}, {"log_every": -1}])
+def test_impossible_settings_are_refused_by_name(bad):
+    with pytest.raises(UserError, match=f"--{next(iter(bad))}=.* is impossible"):
+        Small(**bad)
+    Small(log_every=0)  # only the first and the last line
 
 
 def test_metrics_log_drops_what_lies_after_the_resumed_step(tmp_path):
