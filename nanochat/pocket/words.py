@@ -78,14 +78,14 @@ def made_up_word(rng: random.Random) -> str:
 
 
 def build_words(seed: int = 0, without: Iterable[str] = ()) -> list[str]:
-    """The sorted word list, all of 3 to 9 letters, no doubles, none of `without` (names, for instance)."""
+    """The sorted word list, all of 3 to 11 letters, no doubles, none of `without` (names, for instance)."""
     rng = stream(seed, "words")
     banned = set(without)
-    words = {word for word in COMMON if 3 <= len(word) <= 9} - banned
+    words = {word for word in COMMON if 3 <= len(word) <= 11} - banned
     target = len(words) + MADE_UP
     while len(words) < target:
         word = made_up_word(rng)
-        if 3 <= len(word) <= 9 and word not in banned:
+        if 3 <= len(word) <= 11 and word not in banned:
             words.add(word)
     return sorted(words)
 
