@@ -159,7 +159,9 @@ def test_dials_of_base_training_keep_their_names_and_defaults():
 
 
 def test_rustbpe():
-    rustbpe = pytest.importorskip("rustbpe", reason="no Rust toolchain: the trainer falls back to tokenizers")
+    rustbpe = pytest.importorskip("rustbpe")
+    if not hasattr(rustbpe, "Tokenizer"):  # the folder of the crate passes for an empty package
+        pytest.skip("rustbpe is not built (no Rust toolchain): the trainer falls back to tokenizers")
     tokenizer = rustbpe.Tokenizer()
     for method in ("train_from_iterator", "get_mergeable_ranks", "get_pattern", "encode"):
         assert callable(getattr(tokenizer, method))
