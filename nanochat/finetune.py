@@ -74,7 +74,8 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
                           num_iterations=iterations, max_seq_len=T, directory=checkpoint_root(source_to) / tag,
                           hooks=[Every(config.eval_every, validate)], parent=meta["parent"])
     # what became of the conversations, over all epochs begun: a person's own may be too long or malformed
-    counts = {name: n for name, n in loaders[-1].counts.items() if name not in ("used", "positions")}
+    seen = loaders[-1].counts
+    counts = {"packed": seen.get("documents", 0)} | {k: seen.get(k, 0) for k in ("truncated", "skipped", "malformed")}
     said = ", ".join(f"{n:,} {name}" for name, n in counts.items())
     print0(f"conversations: {said}; {loaders[-1].utilisation:.1%} of positions used")
     get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **counts,
