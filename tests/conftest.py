@@ -12,8 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from hypothesis import settings
 
-# No test asserts a time. In CI the examples are the same each time: a finding must not depend on the day; at a desk they
-# are new ones, so that there are findings.
+# No test asserts a time. In CI the examples are the same each time (a finding must not depend on the day); at a desk
+# they are new ones, so that there are findings.
 settings.register_profile("nanochat", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("nanochat")
 
