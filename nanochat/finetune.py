@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from nanochat.checkpoint_manager import checkpoint_root, load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
@@ -39,7 +38,7 @@ class FinetuneConfig(StageConfig):
         check_at_least(0, init_lr_frac=self.init_lr_frac)
 
 
-def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to: str) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to: str) -> None:
     """Train the last model of `source_from` on `config.mixture`, into `source_to`; log to the report as `stage`."""
     *_, device = compute_init(config.device_type, config.seed)
     model, tokenizer, meta = load_model(source_from, device, "train", config.from_tag, config.step,
@@ -80,4 +79,3 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
     print0(f"conversations: {said}; {loaders[-1].utilisation:.1%} of positions used")
     get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **counts,
                              "utilisation": loaders[-1].utilisation, **result})
-    return result
