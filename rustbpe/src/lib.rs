@@ -1,84 +1,139 @@
-//! `rustbpe`: trains byte-pair-encoding tokenizers, called from Python (nanochat/tokenizer.py).
+//! `rustbpe`: byte-pair-encoding tokenizers, trained and applied at speed, for Python (nanochat/tokenizer.py).
 //!
-//! Why Rust: counting and merging over gigabytes is the one part of the tokenizer where Python is too slow; encoding
-//! is left to tiktoken, which reads the ranks that this gives. Build: `maturin develop --release -m rustbpe/Cargo.toml`
+//! Why Rust: counting, merging and encoding gigabytes is the one part of the tokenizer where Python is too slow.
+//! Build: `maturin develop --release -m rustbpe/Cargo.toml`. The way of a text:
+//!
+//! ```text
+//! feed.rs     Python iterator -> batches -> threads
+//! split.rs    text -> words (unicode.rs: which characters are letters)
+//! count.rs    words -> counts (words.rs: the hash table)       learn.rs   counts -> merges
+//! encode.rs   words -> ids
+//! ```
 //!
 //! ```python
 //! t = rustbpe.Tokenizer()
 //! t.train_from_iterator(["ab ab ab"], vocab_size=258)
 //! t.get_mergeable_ranks()[256:]  # [(b"ab", 256), (b" ab", 257)]
+//! t.encode("ab ab")              # [256, 257]
 //! ```
 
-mod bpe;
+mod count;
+mod encode;
+mod feed;
+mod learn;
+mod split;
+mod unicode;
+mod words;
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use fancy_regex::Regex;
-use pyo3::exceptions::{PyTypeError, PyUserWarning, PyValueError};
+use pyo3::exceptions::{PyUserWarning, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyByteArray, PyBytes, PyString};
 
-use bpe::{Bpe, WordCounts};
-
-/// Texts are taken from the iterator until they hold so many bytes, then split and counted without the GIL.
-const BUFFER_BYTES: usize = 8 << 20;
-/// While merging, Ctrl-C is looked for this often.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
+use count::WordCounts;
+use encode::Encoder;
+use split::{Splitter, DEFAULT_PATTERN};
 
 fn value_error(message: impl ToString) -> PyErr {
     PyValueError::new_err(message.to_string())
 }
 
-fn compile(pattern: &str) -> PyResult<Regex> {
-    Regex::new(pattern).map_err(|e| value_error(format!("the split pattern is not a valid regular expression: {e}")))
-}
-
 /// A byte-pair-encoding tokenizer; knows the 256 bytes until it is trained.
 #[pyclass(module = "rustbpe")]
 struct Tokenizer {
-    bpe: Bpe,
+    encoder: Encoder,
 }
 
 #[pymethods]
 impl Tokenizer {
     #[new]
     fn new() -> PyResult<Self> {
-        Ok(Tokenizer { bpe: Bpe::new(compile(bpe::DEFAULT_PATTERN)?, &[]) })
+        Self::with_tokens(single_bytes(), Splitter::new(DEFAULT_PATTERN).map_err(value_error)?)
+    }
+
+    /// A trained tokenizer from its `(bytes, rank)` and split pattern. Ranks are 0, 1, 2, ...; every byte has one.
+    #[staticmethod]
+    fn from_ranks(ranks: Vec<(Vec<u8>, u32)>, pattern: &str) -> PyResult<Self> {
+        let mut tokens = vec![Vec::new(); ranks.len()];
+        for (bytes, rank) in ranks {
+            match tokens.get_mut(rank as usize) {
+                Some(token) if token.is_empty() => *token = bytes,
+                _ => return Err(value_error(format!("rank {rank} occurs twice, or a rank below it is missing"))),
+            }
+        }
+        Self::with_tokens(tokens, Splitter::new(pattern).map_err(value_error)?)
     }
 
     /// Learn `vocab_size - 256` merges from an iterable of str, which is read once, a few megabytes at a time.
     ///
     /// Highest count first; among equal counts the smallest (left id, right id). A corpus with too few pairs gives a
-    /// smaller tokenizer and a UserWarning. Ctrl-C or an error leaves the tokenizer as it was.
-    #[pyo3(signature = (texts, vocab_size, pattern=None))]
+    /// smaller tokenizer and a UserWarning. Ctrl-C or an error leaves the tokenizer as it was. Lone surrogates count as
+    /// U+FFFD. `progress(stage, done, total)` is called about ten times a second: ("counting", words, None), then
+    /// ("merging", merges, merges wanted).
+    #[pyo3(signature = (texts, vocab_size, pattern=None, progress=None))]
     fn train_from_iterator(
         &mut self,
-        py: Python<'_>,
         texts: &Bound<'_, PyAny>,
         vocab_size: i64,
         pattern: Option<&str>,
+        progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
+        let py = texts.py();
         if !(256..=u32::MAX as i64).contains(&vocab_size) {
             return Err(value_error(format!("vocab_size={vocab_size}: it must hold at least the 256 bytes")));
         }
-        if texts.is_instance_of::<PyString>() {
-            return Err(PyTypeError::new_err("texts must be an iterable of str, not one str: wrap it in a list"));
-        }
-        let regex = compile(pattern.unwrap_or(bpe::DEFAULT_PATTERN))?;
-        let words = read_and_count(py, texts, &regex)?;
         let wanted = vocab_size as usize - 256;
+        let splitter = Splitter::new(pattern.unwrap_or(DEFAULT_PATTERN)).map_err(value_error)?;
+        let progress = progress.map(|progress| progress.clone().unbind());
+        let tell = |py: Python<'_>, stage: &str, done: u64, total: Option<usize>| match &progress {
+            Some(progress) => progress.call1(py, (stage, done, total)).map(drop),
+            None => Ok(()),
+        };
+
+        let words = AtomicU64::new(0);
+        let counts = feed::feed(
+            texts,
+            feed::threads(0),
+            || (splitter.another(), WordCounts::new()),
+            |(splitter, counts), batch| {
+                for text in batch.texts() {
+                    words.fetch_add(counts.add(splitter, text)?, Ordering::Relaxed);
+                }
+                Ok(())
+            },
+            || {
+                py.check_signals()?;
+                tell(py, "counting", words.load(Ordering::Relaxed), None)
+            },
+        )?;
+        tell(py, "counting", words.load(Ordering::Relaxed), None)?;
         let merges = py.detach(|| {
+            let mut counts = counts.into_iter().map(|(_, counts)| counts);
+            let mut all = counts.next().unwrap_or_else(WordCounts::new);
+            counts.for_each(|counts| all.merge(counts));
+            let mut words = learn::Words::new(&all).map_err(value_error)?;
+            drop(all);
             let mut last = Instant::now();
-            bpe::learn_merges(words, wanted, || {
-                if last.elapsed() < SIGNAL_INTERVAL {
+            learn::learn_merges(&mut words, wanted, |done| {
+                if last.elapsed() < feed::INTERVAL {
                     return Ok(());
                 }
                 last = Instant::now();
-                Python::attach(|py| py.check_signals())
+                Python::attach(|py| {
+                    py.check_signals()?;
+                    tell(py, "merging", done as u64, Some(wanted))
+                })
             })
         })?;
-        self.bpe = Bpe::new(regex, &merges);
+        tell(py, "merging", merges.len() as u64, Some(wanted))?;
+
+        let mut tokens = single_bytes();
+        for &(left, right) in &merges {
+            tokens.push([tokens[left as usize].as_slice(), tokens[right as usize].as_slice()].concat());
+        }
+        *self = Self::with_tokens(tokens, splitter)?;
         if merges.len() < wanted {
             let message = format!(
                 "the corpus holds too few distinct pairs: {} merges learned instead of {wanted}, the vocabulary is \
@@ -91,51 +146,138 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// All `(bytes, rank)`, by rank: the bytes 0..=255 first, then one entry a merge. tiktoken's `mergeable_ranks`.
+    /// All `(bytes, rank)`, by rank; after training the bytes 0..=255 first, then one entry a merge.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32)> {
-        self.bpe.tokens.iter().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
+        self.encoder.tokens().iter().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
     }
 
     /// The split pattern.
     fn get_pattern(&self) -> &str {
-        self.bpe.regex.as_str()
+        self.encoder.splitter().pattern()
     }
 
     /// 256 + the number of merges.
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.bpe.tokens.len()
+        self.encoder.tokens().len()
     }
 
     /// The ids of one text.
-    fn encode(&self, py: Python<'_>, text: &str) -> PyResult<Vec<u32>> {
-        py.detach(|| self.bpe.encode(text)).map_err(value_error)
+    fn encode(&self, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
+        Ok(self.encode_and_measure(text)?.0)
+    }
+
+    /// `(ids, steps)`: also how many places in words were looked at that no cache knew. What a test of linear time
+    /// needs; at most a small constant a byte.
+    fn encode_and_measure(&self, text: &Bound<'_, PyString>) -> PyResult<(Vec<u32>, u64)> {
+        let mut buffer = String::new();
+        feed::append(&mut buffer, text)?;
+        text.py().detach(|| {
+            self.encoder.with_cache(|cache| {
+                let (mut ids, before) = (Vec::new(), cache.steps);
+                let splitter = self.encoder.splitter();
+                self.encoder.encode(splitter, &buffer, cache, &mut ids).map_err(value_error)?;
+                Ok((ids, cache.steps - before))
+            })
+        })
+    }
+
+    /// The ids of many texts in two flat arrays, on `num_threads` threads (0: all cores), without the GIL.
+    ///
+    /// Returns `(ids, offsets)` as bytearrays for `numpy.frombuffer`: ids are uint16 while they all fit, else uint32;
+    /// offsets are int64. Text i is `ids[offsets[i]:offsets[i + 1]]`.
+    #[pyo3(signature = (texts, num_threads=0))]
+    fn encode_batch<'py>(
+        &self,
+        texts: &Bound<'py, PyAny>,
+        num_threads: usize,
+    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
+        let py = texts.py();
+        let width = if self.vocab_size() <= 1 << 16 { 2 } else { 4 };
+        let done = feed::feed(
+            texts,
+            feed::threads(num_threads),
+            || (self.encoder.splitter().another(), Vec::new()),
+            |(splitter, done), batch| {
+                let mut encoded = Encoded { batch: batch.number, ids: Vec::new(), ends: Vec::new() };
+                self.encoder.with_cache(|cache| {
+                    let mut ids = Vec::new();
+                    for text in batch.texts() {
+                        self.encoder.encode(splitter, text, cache, &mut ids)?;
+                        encoded.ends.push(ids.len());
+                    }
+                    encoded.ids = narrow(&ids, width);
+                    Ok::<(), String>(())
+                })?;
+                done.push(encoded);
+                Ok(())
+            },
+            || py.check_signals(),
+        )?;
+        let mut done: Vec<Encoded> = done.into_iter().flat_map(|(_, done)| done).collect();
+        done.sort_by_key(|encoded| encoded.batch);
+        let mut offsets = vec![0u64];
+        for encoded in &done {
+            let first = offsets[offsets.len() - 1];
+            offsets.extend(encoded.ends.iter().map(|&end| first + end as u64));
+        }
+        let ids = PyByteArray::new_with(py, done.iter().map(|encoded| encoded.ids.len()).sum(), |mut rest| {
+            for encoded in &done {
+                let (here, behind) = rest.split_at_mut(encoded.ids.len());
+                here.copy_from_slice(&encoded.ids);
+                rest = behind;
+            }
+            Ok(())
+        })?;
+        let offsets: Vec<u8> = offsets.into_iter().flat_map(u64::to_ne_bytes).collect();
+        Ok((ids, PyByteArray::new(py, &offsets)))
     }
 }
 
-/// Distinct words and their counts; holds the GIL only while it takes texts from the iterator.
-fn read_and_count(py: Python<'_>, texts: &Bound<'_, PyAny>, regex: &Regex) -> PyResult<WordCounts> {
-    let mut iterator = texts.try_iter()?;
-    let mut counts = WordCounts::new();
-    let mut exhausted = false;
-    while !exhausted {
-        let (mut buffer, mut bytes) = (Vec::<PyBackedStr>::new(), 0);
-        while bytes < BUFFER_BYTES {
-            let Some(text) = iterator.next() else {
-                exhausted = true;
-                break;
-            };
-            let text: PyBackedStr = text?.extract()?;
-            bytes += text.len();
-            buffer.push(text);
-        }
-        py.detach(|| bpe::count_words(regex, &buffer, &mut counts)).map_err(value_error)?;
-        py.check_signals()?;
+impl Tokenizer {
+    fn with_tokens(tokens: Vec<Vec<u8>>, splitter: Splitter) -> PyResult<Self> {
+        Ok(Tokenizer { encoder: Encoder::new(tokens, splitter).map_err(value_error)? })
     }
-    Ok(counts)
+}
+
+fn single_bytes() -> Vec<Vec<u8>> {
+    (0..=255).map(|byte| vec![byte]).collect()
+}
+
+/// The ids of one batch as bytes, and where each of its texts ends (in ids).
+struct Encoded {
+    batch: usize,
+    ids: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+/// `ids` as bytes in the machine's order, `width` (2 or 4) a number.
+fn narrow(ids: &[u32], width: usize) -> Vec<u8> {
+    let mut bytes = vec![0; width * ids.len()];
+    if width == 2 {
+        bytes.chunks_exact_mut(2).zip(ids).for_each(|(two, &id)| two.copy_from_slice(&(id as u16).to_ne_bytes()));
+    } else {
+        bytes.chunks_exact_mut(4).zip(ids).for_each(|(four, &id)| four.copy_from_slice(&id.to_ne_bytes()));
+    }
+    bytes
+}
+
+/// The words into which `pattern` splits `text`. Patterns of the GPT-4 family are split by hand; to have the regex
+/// engine split by one of those, write it as `(?:...)`.
+#[pyfunction]
+#[pyo3(name = "split")]
+fn split_text(text: &Bound<'_, PyString>, pattern: &str) -> PyResult<Vec<String>> {
+    let mut buffer = String::new();
+    feed::append(&mut buffer, text)?;
+    let splitter = Splitter::new(pattern).map_err(value_error)?;
+    let mut words = Vec::new();
+    splitter.for_each_word(&buffer, |start, end| words.push(buffer[start..end].to_owned())).map_err(value_error)?;
+    Ok(words)
 }
 
 #[pymodule]
 fn rustbpe(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("UNICODE_VERSION", unicode::UNICODE_VERSION)?;
+    m.add_function(wrap_pyfunction!(split_text, m)?)?;
     m.add_class::<Tokenizer>()
 }

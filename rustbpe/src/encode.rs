@@ -1,0 +1,341 @@
+//! Applying merges: text to token ids, exactly as tiktoken defines them.
+//!
+//! Within a word, the adjacent pair whose concatenation is the token of lowest rank is joined, leftmost first, until no
+//! two neighbours make a token; a word that is a token as a whole is taken as it is. Rank and id are the same number.
+//!
+//! How it is fast:
+//! - A pair of ids is looked up, never a concatenation of bytes. For each token at most one pair can ever be joined
+//!   into it (see `Merges::new`), so that table is no larger than the vocabulary.
+//! - The ids of words met before are remembered (`Cache`), a cache for each thread.
+//! - Words of a few bytes: the lowest rank is searched anew for each join, in an array on the stack. Longer ones:
+//!   a queue with a bucket for every rank. A join can only make pairs of higher rank than its own, so the queue is
+//!   worked off once from the lowest rank to the highest: linear time, whatever the text.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Mutex;
+
+use crate::split::Splitter;
+use crate::words::WordMap;
+
+/// No token.
+const NONE: u32 = u32::MAX;
+
+// ---------------------------------------------------------------------------------------------------- the merges
+
+/// Which two ids make which third.
+struct Merges {
+    byte_ids: [u32; 256],
+    byte_pairs: Box<[u32]>, // [left byte * 256 + right byte]: the first round of every word, without hashing
+    slots: Vec<(u64, u32)>, // (left << 32 | right, joined), open addressing; joined = NONE: free
+    parts: Vec<(u32, u32)>, // by rank: the pair that is joined into it, (NONE, NONE) where none is
+}
+
+impl Merges {
+    /// For each token T: the pair that the process reaches on the bytes of T alone when two parts are left, if it does.
+    ///
+    /// No other pair can ever be joined into T, in any text. Where T comes about, no join crossed its borders before;
+    /// so inside of them the same joins were made in the same order as on the bytes of T alone, which is a single
+    /// sequence with a single state of two parts. That sequence needs tokens shorter than T only: shortest first.
+    fn new(tokens: &[Vec<u8>]) -> Result<Self, String> {
+        let mut merges = Merges {
+            byte_ids: [NONE; 256],
+            byte_pairs: vec![NONE; 1 << 16].into(),
+            slots: vec![(0, NONE); (2 * tokens.len()).next_power_of_two()],
+            parts: vec![(NONE, NONE); tokens.len()],
+        };
+        let mut parts = Vec::new();
+        let mut by_len: Vec<u32> = (0..tokens.len() as u32).collect();
+        by_len.sort_by_key(|&id| tokens[id as usize].len());
+        for id in by_len {
+            match tokens[id as usize].as_slice() {
+                [] => return Err(format!("token {id} is empty")),
+                &[byte] => merges.byte_ids[usize::from(byte)] = id,
+                word => {
+                    merges.join_few(word, &mut parts, &mut Vec::new());
+                    if let [left, right] = parts[..] {
+                        if left > id || right > id {
+                            return Err(format!("token {id} comes before its own parts, {left} and {right}"));
+                        }
+                        merges.insert(left, right, id);
+                        if let &[left, right] = word {
+                            merges.byte_pairs[usize::from(left) << 8 | usize::from(right)] = id;
+                        }
+                    }
+                }
+            }
+        }
+        match merges.byte_ids.iter().position(|&id| id == NONE) {
+            Some(byte) => Err(format!("the byte {byte} is missing: each single byte must be a token")),
+            None => Ok(merges),
+        }
+    }
+
+    #[inline(always)]
+    fn slot_of(&self, key: u64) -> usize {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.slots.len() - 1)
+    }
+
+    fn insert(&mut self, left: u32, right: u32, joined: u32) {
+        self.parts[joined as usize] = (left, right);
+        let key = u64::from(left) << 32 | u64::from(right);
+        let mut at = self.slot_of(key);
+        while self.slots[at].1 != NONE {
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+        self.slots[at] = (key, joined);
+    }
+
+    /// The token that `left` and `right` make, or NONE.
+    #[inline(always)]
+    fn get(&self, left: u32, right: u32) -> u32 {
+        let key = u64::from(left) << 32 | u64::from(right);
+        let mut at = self.slot_of(key);
+        loop {
+            let (found, joined) = self.slots[at];
+            if found == key || joined == NONE {
+                return joined;
+            }
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    /// The ids of a word of a few bytes, left in `ids`; `joined` is scratch space. Returns how many places it looked at.
+    fn join_few(&self, word: &[u8], ids: &mut Vec<u32>, joined: &mut Vec<u32>) -> u64 {
+        ids.clear();
+        ids.extend(word.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
+        joined.clear(); // what each id makes with the next one
+        joined.extend(word.windows(2).map(|two| self.byte_pairs[usize::from(two[0]) << 8 | usize::from(two[1])]));
+        let mut steps = 0;
+        loop {
+            steps += joined.len() as u64;
+            let (mut at, mut lowest) = (0, NONE);
+            for (i, &id) in joined.iter().enumerate() {
+                if id < lowest {
+                    (at, lowest) = (i, id);
+                }
+            }
+            if lowest == NONE {
+                return steps;
+            }
+            ids[at] = lowest;
+            ids.remove(at + 1);
+            joined.remove(at);
+            if at > 0 {
+                joined[at - 1] = self.get(ids[at - 1], lowest);
+            }
+            if at < joined.len() {
+                joined[at] = self.get(lowest, ids[at + 1]);
+            }
+        }
+    }
+
+    /// The ids of a word of any length, appended to `out`. Returns how many places it looked at, at most 3 a byte.
+    fn join_many(&self, word: &[u8], queue: &mut Queue, out: &mut Vec<u32>, len_of: impl Fn(u32) -> usize) -> u64 {
+        queue.ids.clear();
+        queue.ids.push(NONE);
+        queue.ids.extend(word.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
+        queue.ids.push(NONE);
+        for (i, two) in word.windows(2).enumerate() {
+            let joined = self.byte_pairs[usize::from(two[0]) << 8 | usize::from(two[1])];
+            if joined != NONE {
+                queue.push(joined, i + 1);
+            }
+        }
+        let (mut steps, mut group) = (word.len() as u64, 0);
+        while let Some(rank) = queue.pop(&mut group) {
+            let new = rank as u32;
+            let (left, right) = self.parts[rank];
+            let (left_len, right_len) = (len_of(left), len_of(right));
+            let mut places = std::mem::take(&mut queue.buckets[rank]);
+            steps += places.len() as u64;
+            for place in places.drain(..) {
+                let place = place as usize;
+                let (middle, end) = (place + left_len, place + left_len + right_len);
+                if queue.ids[place] != left || queue.ids[middle] != right {
+                    continue; // one of the two was joined with another token meanwhile
+                }
+                queue.ids[middle] = NONE;
+                queue.ids[place] = new;
+                queue.ids[end - 1] = new;
+                let (before, next) = (queue.ids[place - 1], queue.ids[end]);
+                if before != NONE {
+                    let joined = self.get(before, new);
+                    if joined != NONE {
+                        queue.push(joined, place - len_of(before));
+                    }
+                }
+                if next != NONE {
+                    let joined = self.get(new, next);
+                    if joined != NONE {
+                        queue.push(joined, place);
+                    }
+                }
+            }
+            queue.buckets[rank] = places; // empty; its memory serves again
+        }
+        let mut place = 1;
+        while queue.ids[place] != NONE {
+            out.push(queue.ids[place]);
+            place += len_of(queue.ids[place]);
+        }
+        steps
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ long words
+
+/// Up to so many bytes `join_few` is faster.
+const FEW: usize = 48;
+
+/// What joining a long word needs: its ids, and the places of each rank that waits to be joined.
+struct Queue {
+    ids: Vec<u32>,            // a slot a byte: a token's id in the slots of its first and last byte, NONE at both ends
+    buckets: Vec<Vec<u32>>,   // by rank: the places of left halves, ascending; some out of date
+    waiting: [Vec<u64>; 2],   // a bit a bucket: not empty; and a bit for each 64 of those
+}
+
+impl Queue {
+    fn new(vocab_size: usize) -> Self {
+        let words = vocab_size.div_ceil(64);
+        Queue {
+            ids: Vec::new(),
+            buckets: vec![Vec::new(); vocab_size],
+            waiting: [vec![0; words], vec![0; words.div_ceil(64)]],
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, rank: u32, place: usize) {
+        let rank = rank as usize;
+        self.buckets[rank].push(place as u32);
+        self.waiting[0][rank / 64] |= 1 << (rank % 64);
+        self.waiting[1][rank / 4096] |= 1 << (rank / 64 % 64);
+    }
+
+    /// The lowest rank that waits, taken off the queue; `group` is where the search left off.
+    fn pop(&mut self, group: &mut usize) -> Option<usize> {
+        while *group < self.waiting[1].len() {
+            if self.waiting[1][*group] != 0 {
+                let word = *group * 64 + self.waiting[1][*group].trailing_zeros() as usize;
+                let rank = word * 64 + self.waiting[0][word].trailing_zeros() as usize;
+                self.waiting[0][word] &= self.waiting[0][word] - 1;
+                if self.waiting[0][word] == 0 {
+                    self.waiting[1][*group] &= self.waiting[1][*group] - 1;
+                }
+                return Some(rank);
+            }
+            *group += 1;
+        }
+        None
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ the encoder
+
+/// The ids of words met before, for one thread; in the beginning those of the words that are tokens themselves.
+pub struct Cache {
+    words: WordMap<Ids>,
+    more: Vec<u32>, // the ids of words of more than three
+    ids: Vec<u32>,
+    joined: Vec<u32>,
+    queue: Option<Queue>,
+    /// Places looked at so far for words that were not known: the measure of work, see tests/test_rustbpe.py.
+    pub steps: u64,
+}
+
+/// Up to three ids of a word, and their number; or of more: where they begin in `Cache::more`, 0, 0, their number.
+type Ids = [u32; 4];
+
+/// No more words than this are remembered by a thread, and none longer than `MAX_CACHED_LEN` bytes (about 64 MB).
+const MAX_CACHED: usize = 1 << 19;
+const MAX_CACHED_LEN: usize = 128;
+
+/// A vocabulary with its split pattern.
+pub struct Encoder {
+    splitter: Splitter,
+    tokens: Vec<Vec<u8>>,
+    merges: Merges,
+    caches: Mutex<Vec<Cache>>, // those that no thread uses at the moment
+}
+
+impl Encoder {
+    /// `tokens`: the bytes of each id. Says what is wrong with a table that byte-pair encoding cannot have made.
+    pub fn new(tokens: Vec<Vec<u8>>, splitter: Splitter) -> Result<Self, String> {
+        let merges = Merges::new(&tokens)?;
+        Ok(Encoder { splitter, tokens, merges, caches: Mutex::new(Vec::new()) })
+    }
+
+    pub fn splitter(&self) -> &Splitter {
+        &self.splitter
+    }
+
+    pub fn tokens(&self) -> &[Vec<u8>] {
+        &self.tokens
+    }
+
+    /// Run `work` with a cache that is this thread's own meanwhile. It is kept for the next one who asks.
+    pub fn with_cache<R>(&self, work: impl FnOnce(&mut Cache) -> R) -> R {
+        let idle = self.caches.lock().expect("no thread panics with the lock").pop();
+        let mut cache = idle.unwrap_or_else(|| self.new_cache());
+        let result = work(&mut cache);
+        self.caches.lock().expect("no thread panics with the lock").push(cache);
+        result
+    }
+
+    fn new_cache(&self) -> Cache {
+        let mut words = WordMap::with_capacity(2 * self.tokens.len());
+        for (id, token) in (0..).zip(&self.tokens) {
+            *words.entry(token, 0, token.len()) = [id, 0, 0, 1];
+        }
+        Cache { words, more: Vec::new(), ids: Vec::new(), joined: Vec::new(), queue: None, steps: 0 }
+    }
+
+    /// Append the ids of `text` to `out`. `splitter` is this thread's own, `another` of `self.splitter()`.
+    pub fn encode(
+        &self,
+        splitter: &Splitter,
+        text: &str,
+        cache: &mut Cache,
+        out: &mut Vec<u32>,
+    ) -> Result<(), String> {
+        splitter.for_each_word(text, |start, end| match cache.words.get(text.as_bytes(), start, end) {
+            Some(&[a, b, c, count @ 0..=3]) => {
+                out.extend_from_slice(&[a, b, c]); // always three, and back: no branch that depends on the word
+                out.truncate(out.len() - 3 + count as usize);
+            }
+            Some(&[first, _, _, count]) => {
+                out.extend_from_slice(&cache.more[first as usize..first as usize + count as usize]);
+            }
+            None => self.encode_new(text.as_bytes(), start, end, cache, out),
+        })
+    }
+
+    /// The word `text[start..end]`, which is not in the cache.
+    #[inline(never)]
+    fn encode_new(&self, text: &[u8], start: usize, end: usize, cache: &mut Cache, out: &mut Vec<u32>) {
+        let word = &text[start..end];
+        if word.len() > FEW {
+            let queue = cache.queue.get_or_insert_with(|| Queue::new(self.tokens.len()));
+            cache.ids.clear();
+            let len_of = |id: u32| self.tokens[id as usize].len();
+            cache.steps += self.merges.join_many(word, queue, &mut cache.ids, len_of);
+        } else {
+            cache.steps += self.merges.join_few(word, &mut cache.ids, &mut cache.joined);
+        }
+        out.extend_from_slice(&cache.ids);
+        if cache.words.len() < MAX_CACHED && word.len() <= MAX_CACHED_LEN {
+            let value = match cache.ids[..] {
+                [a] => [a, 0, 0, 1],
+                [a, b] => [a, b, 0, 2],
+                [a, b, c] => [a, b, c, 3],
+                _ => {
+                    let first = cache.more.len() as u32;
+                    cache.more.extend_from_slice(&cache.ids);
+                    [first, 0, 0, cache.ids.len() as u32]
+                }
+            };
+            *cache.words.entry(text, start, end) = value;
+        }
+    }
+}
