@@ -10,8 +10,14 @@ Keys of a stage's data that the card understands (all optional; other scalars ar
     data     str        "pocket", "hub" or a folder (or config["data"]): "pocket" is shown beside every figure
     metrics  dict       {task: {"accuracy": 0.91, "n": 200, "ci95": [0.86, 0.94]}}
     *curve   dict       {"step": [0, 10], "loss": [6.9, 5.1], ...}: one line a series over "step"; None is a gap
+    *bars    dict       {"groups": ["English", "code"], "series": {"ours": [4.1, 3.2], "GPT-2": [4.3, None]}}: a picture
+                        of lying bars side by side; also "title" and "unit" (of the axis); None is a gap
+    *table   dict       {"columns": {"text": "", "bytes": ","}, "rows": [["English", 845]]}: each column with the format
+                        of its numbers ("" for text); also "title" above and "note" below; None is blank
     val_bpb  float      validation bits per byte (base_train, base_loss): shown on top
     samples  list       strings, or conversations {"messages": [{"role": "user", "content": "..."}]}
+Curves, bars, tables and samples are for the eye and stay out of `report.json`: what programs are to read has a key of
+its own. How the card looks is in `report_render.py`.
 
 Run: `python -m nanochat.report [--out=FOLDER] [--hourly_cost=24]`
 """
@@ -32,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.common import UserError, atomic_write, get_base_dir, get_dist_info, print0
+from nanochat.report_render import SHOWN_KEYS, draw_pictures, render_markdown, shown
 
 # In the order in which they run. A stage that makes something outdates every stage after it; the others only look.
 STAGES = ("tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "mid_train", "chat_eval_mid", "chat_sft",
@@ -75,7 +82,7 @@ class Report:
         return dict(sorted(stages.items(), key=lambda item: (_position(item[0]), item[0])))
 
     def generate(self, out: str | Path | None = None, hourly_cost: float | None = None) -> dict:
-        """Render `report.md`, `report.json` and the curves into the report folder, and into `out` as well if given.
+        """Render `report.md`, `report.json` and the pictures into the report folder, and into `out` as well if given.
 
         In `out` the pictures go into a folder `report/` beside the card. Returns what `report.json` holds.
         """
@@ -83,17 +90,17 @@ class Report:
         if not any(name != "speedrun" for name in stages):
             raise UserError(f"no stage has left a report in {self.folder}: run one first, e.g. bash speedrun.sh")
         card = summarize(stages, hourly_cost)
-        pictures = draw_curves(stages, self.folder)
-        self._write(self.folder, card, stages, {stage: picture.name for stage, picture in pictures.items()})
+        pictures = draw_pictures(card, stages, self.folder)
+        self._write(self.folder, card, stages, {stage: [p.name for p in paths] for stage, paths in pictures.items()})
         if out is not None and Path(out).resolve() != self.folder.resolve():
             (Path(out) / "report").mkdir(parents=True, exist_ok=True)
-            for picture in pictures.values():
-                shutil.copyfile(picture, Path(out) / "report" / picture.name)
-            links = {stage: f"report/{picture.name}" for stage, picture in pictures.items()}
+            for path in (path for paths in pictures.values() for path in paths):
+                shutil.copyfile(path, Path(out) / "report" / path.name)
+            links = {stage: [f"report/{path.name}" for path in paths] for stage, paths in pictures.items()}
             self._write(Path(out), card, stages, links)
         return card
 
-    def _write(self, folder: Path, card: dict, stages: dict, pictures: dict[str, str]) -> None:
+    def _write(self, folder: Path, card: dict, stages: dict, pictures: dict[str, list[str]]) -> None:
         atomic_write(folder / "report.md", render_markdown(card, stages, pictures))
         atomic_write(folder / "report.json", json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -230,7 +237,7 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
         if name == "speedrun":
             continue
         measured = (run.get("stages") or {}).get(name, {})
-        bulk = ("stage", "samples", "metrics", *(k for k in record if k.endswith("curve")))
+        bulk = ("stage", "samples", "metrics", *(key for ending in SHOWN_KEYS for key in shown(record, ending)))
         entry = {k: v for k, v in record.items() if k not in bulk}
         entry |= {"data": data_label(record), "seconds": measured.get("seconds", record.get("seconds")),
                   "peak_memory_bytes": measured.get("peak_memory_bytes", record.get("peak_memory_bytes")),
@@ -243,173 +250,6 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
     card["val_bpb"] = next((b for b in bpb if b is not None), None)
     card["pocket"] = any(data_label(record) == "pocket" for record in stages.values())
     return card | {"system": get_system_info(), "git": get_git_info(), "bloat": get_bloat_info()}
-
-
-# --------------------------------------------------------------------------- the card as pictures and Markdown
-
-
-def _series(record: dict) -> dict[str, list[tuple[float, float]]]:
-    """The lines to draw: `{"curve": {"step": [0, 9], "loss": [6, None]}}` -> `{"loss": [(0, 6)]}`"""
-    series = {}
-    for curve in (v for k, v in record.items() if k.endswith("curve") and isinstance(v, dict)):
-        for label, values in curve.items():
-            points = [(x, y) for x, y in zip(curve.get("step") or [], values) if isinstance(y, (int, float))]
-            if label != "step" and points:
-                series[label] = points
-    return series
-
-
-def draw_curves(stages: dict[str, dict], folder: Path) -> dict[str, Path]:
-    """One PNG a stage that logged a curve: one panel a series, over the step. `{stage: path}`"""
-    pictures = {}
-    for name, record in stages.items():
-        series = _series(record)
-        if not series:
-            continue
-        import matplotlib
-
-        matplotlib.use("Agg")  # no display is needed, and none is opened
-        from matplotlib import pyplot as plt
-
-        figure, axes = plt.subplots(1, len(series), figsize=(4.5 * len(series), 3), squeeze=False, layout="constrained")
-        for axis, (label, points) in zip(axes[0], series.items()):
-            axis.plot(*zip(*points), linewidth=1, marker="." if len(points) < 40 else None)
-            axis.set(title=f"{name}: {label}", xlabel="step")
-            axis.grid(alpha=0.3)
-        pictures[name] = folder / f"{name}.png"
-        figure.savefig(pictures[name], dpi=110)
-        plt.close(figure)
-    return pictures
-
-
-def _time(seconds: float | None) -> str:
-    """`75.2 -> "1m 15s"`, `3.14 -> "3.1s"`, `7322 -> "2h 02m"`, None -> blank."""
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
-
-
-def _bytes(count: float | None) -> str:
-    return "" if count is None else f"{count / 2**30:.2f} GiB"
-
-
-def _number(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _cell(text: object) -> str:
-    """Text that cannot break out of a table cell or become HTML."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
-
-
-def _table(header: list[str], rows: list[list[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
-
-
-def _fenced(text: str) -> str:
-    """A code block around any text: the fence is longer than every run of backticks inside."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _transcript(sample: object) -> str:
-    """One sample as text: a string as it is, a conversation turn by turn, anything else as JSON."""
-    if isinstance(sample, str):
-        return sample
-    if isinstance(sample, dict) and isinstance(sample.get("messages"), list):
-        turns = []
-        for message in sample["messages"]:
-            content = message.get("content")
-            if isinstance(content, list):  # parts: text, python, python_output
-                content = "".join(str(part.get("text", "")) for part in content)
-            turns.append(f"{message.get('role')}: {content}")
-        rest = {k: v for k, v in sample.items() if k != "messages"}
-        return "\n".join(turns + [f"{k}: {v}" for k, v in rest.items()])
-    if isinstance(sample, dict):
-        return "\n".join(f"{k}: {v}" for k, v in sample.items())
-    return json.dumps(sample, ensure_ascii=False)
-
-
-def _score(metric: dict | None) -> str:
-    """`{"accuracy": .915, "n": 200, "ci95": [.868, .946]} -> "91.5% [86.8, 94.6] n=200"`"""
-    if not metric or metric.get("accuracy") is None:
-        return ""
-    low, high = metric.get("ci95") or (None, None)
-    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * metric['accuracy']:.1f}%{interval}" + (f" n={metric['n']}" if metric.get("n") is not None else "")
-
-
-def _results(card: dict) -> list[str]:
-    metrics = card["metrics"]
-    if not metrics:
-        return []
-    sources = [s for s in ("base", "mid", "sft", "rl") if s in metrics]
-    rows = []
-    for task in dict.fromkeys(task for s in sources for task in metrics[s]):
-        of_task = [metrics[s].get(task) for s in sources]
-        label = task + (" (pocket)" if any(m and m.get("data") == "pocket" for m in of_task) else "")
-        rows.append([label, *map(_score, of_task)])
-    return ["## Results", "Share answered right, the 95% interval, and the number of held-out questions.",
-            _table(["task", *sources], rows)]
-
-
-def _stage_section(name: str, record: dict, entry: dict, picture: str | None) -> list[str]:
-    label = (" (pocket)" if entry.get("data") == "pocket" else "") + (" · STALE" if entry["stale"] else "")
-    out = [f"## {name}{label}"]
-    if entry["stale"]:
-        out.append("**Stale:** a stage before this one has run again since. Run this one again.")
-    hidden = ("config", "stage", "stale", "logged_at", "commit", "data")
-    scalars = [[k, _number(v)] for k, v in entry.items()
-               if k not in hidden and not isinstance(v, (dict, list))]
-    scalars = [[k, _bytes(entry[k])] if k.endswith("memory_bytes") else [k, text] for k, text in scalars]
-    if scalars:
-        out.append(_table(["", ""], scalars))
-    if picture:
-        out.append(f"![{name}]({picture})")
-    samples = record.get("samples") or []
-    if isinstance(samples, dict):  # {task: [transcript, ...]}
-        samples = [f"[{task}]\n{_transcript(s)}" for task, group in samples.items() for s in group]
-    if samples:
-        out += ["Samples:", _fenced("\n\n".join(_transcript(s) for s in samples))]
-    if entry.get("config"):
-        out.append("<details><summary>configuration</summary>\n\n"
-                   + _table(["", ""], [[k, v] for k, v in entry["config"].items()]) + "\n\n</details>")
-    return out
-
-
-def render_markdown(card: dict, stages: dict[str, dict], pictures: dict[str, str]) -> str:
-    """The card for people. `pictures`: stage -> link as it is to stand in the text."""
-    system, git, bloat = card["system"], card["git"], card["bloat"]
-    out = [f"# nanochat report card{': ' + card['preset'] if card['preset'] else ''}"]
-    if card["pocket"]:
-        out.append("> **pocket**: trained and tested on nanochat's generated pocket world. No figure marked (pocket) "
-                   "can be compared with the real benchmark of that name.")
-    cost = "" if card["cost"] is None else f"${card['cost']:,.2f}"
-    bpb = "validation bits per byte, base" + (" (pocket)" if card["pocket"] else "")
-    out.append(_table(["run", ""], [
-        ["wall time", _time(card["wall_seconds"])], ["peak memory, all processes", _bytes(card["peak_memory_bytes"])],
-        ["cost", cost], [bpb, _number(card["val_bpb"])]]))
-    out += _results(card)
-    out += ["## Stages", _table(["stage", "time", "peak memory", ""],
-            [[n, _time(e["seconds"]), _bytes(e["peak_memory_bytes"]), "STALE" if e["stale"] else ""]
-             for n, e in card["stages"].items()])]
-    for name, entry in card["stages"].items():
-        out += _stage_section(name, stages[name], entry, pictures.get(name))
-    gpus = ", ".join(f"{g['name']} ({_bytes(g['memory_bytes'])})" for g in system["gpus"])
-    commit = f"{git['commit'][:12]} on {git['branch']}{' + changes' if git['dirty'] else ''}" if git else ""
-    out += ["## Machine and code", _table(["", ""], [
-        ["processor", f"{system['cpu'] or ''} ({system['cpu_count']} cores)"],
-        ["memory", _bytes(system["memory_bytes"])],
-        ["GPU", gpus], ["platform", system["platform"]], ["Python", system["python"]], ["torch", system["torch"] or ""],
-        ["commit", commit], ["code", f"{bloat['lines']:,} lines in {bloat['files']} files"],
-        ["dependencies", _number(bloat["dependencies"])]])]
-    return "\n\n".join(out) + "\n"
 
 
 # --------------------------------------------------------------------------- command line

@@ -22,6 +22,7 @@ from nanochat.report import (
     stale_stages,
     summarize,
 )
+from nanochat.report_render import _bars_figure
 
 METRICS = {"gsm8k": {"accuracy": 0.5, "n": 200, "ci95": [0.431, 0.569]}}
 
@@ -120,7 +121,60 @@ def test_pictures_and_links_hold_together(report, tmp_path):
         assert f"]({link})" in (folder / "report.md").read_text(encoding="utf-8")
         assert (folder / link).read_bytes().startswith(b"\x89PNG")
         assert (folder / "report.json").exists()
-    assert not list(out.rglob("tok_train.png"))  # no curve, no picture
+    assert not list(out.rglob("tok_train*.png"))  # no curve, no picture
+
+
+TABLE = {"title": "how long", "columns": {"text": "", "bytes": ",", "ours": ".2f", "vs them": "+.1%"},
+         "rows": [["a|b<i>", 12345, 4.126, -0.0333], ["gap", None, "n/a", float("nan")]], "note": "Absent: them."}
+BARS = {"title": "cost in $ and $$", "unit": "$ a day", "groups": ["short", "_a_label_that_is_rather_long", "x"],
+        "series": {"ours": [1.0, 2.0, None], "$theirs$": [3.0], "longer": [1, 2, 3, 4]}}
+
+
+def test_a_table_is_rendered_for_any_stage(report):
+    report.log("base_loss", {"data": "pocket", "speed_table": TABLE})
+    card = report.generate()
+    assert "speed_table" not in card["stages"]["base_loss"]
+    lines = (report.folder / "report.md").read_text(encoding="utf-8").splitlines()
+    i = lines.index("## base_loss (pocket)")
+    j = lines.index("how long", i)
+    assert [line for line in lines[j + 1 : j + 8] if line] == [
+        "| text | bytes | ours | vs them |", "| --- | ---: | ---: | ---: |", "| a\\|b&lt;i> | 12,345 | 4.13 | -3.3% |",
+        "| gap |  | n/a |  |", "Absent: them."]
+
+
+def test_bars_are_drawn_beside_curves_and_linked(report, tmp_path):
+    """Labels are text and no TeX; a missing value is a gap; a series may be shorter or longer than the groups."""
+    report.log("base_loss", {"data": "hub", "cost/day bars": BARS, "curve": {"step": [0, 1], "loss": [2, 1]}})
+    card = report.generate(tmp_path / "out")
+    assert "cost/day bars" not in card["stages"]["base_loss"]
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for name in ("base_loss.png", "base_loss_cost_day_bars.png"):
+        assert f"![base_loss](report/{name})" in markdown
+        picture = (tmp_path / "out" / "report" / name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and picture == (report.folder / name).read_bytes()
+
+
+def test_bars_keep_their_order_and_do_not_overlap():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure = _bars_figure("x", {"groups": ["A", "B"], "series": {"ours": [4, 3], "GPT-2": [2, None]}})
+    [axis] = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["A", "B"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first group on top
+    widths = [[bar.get_width() for bar in series] for series in axis.containers]
+    assert widths[0] == [4, 3] and widths[1][0] == 2 and widths[1][1] != widths[1][1]  # NaN: no bar
+    places = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for series in axis.containers for bar in series)
+    assert all(above[1] < below[0] for above, below in zip(places, places[1:]))  # no bar over another
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "GPT-2"]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("key", ["curve", "loss_bars", "loss_table"])
+def test_a_key_that_only_ends_so_is_kept_as_data(report, key):
+    report.log("base_loss", {key: {"anything": 1}})
+    assert report.generate()["stages"]["base_loss"][key] == {"anything": 1}
 
 
 def test_conversations_with_parts_are_shown_as_turns():

@@ -59,27 +59,15 @@ impl Splitter {
     pub fn for_each_word(&self, text: &str, mut each: impl FnMut(usize, usize)) -> Result<(), String> {
         match &self.engine {
             Engine::Gpt4(gpt4) => {
-                let mut start = 0;
+                let (mut letters, mut start) = (Letters::of(text.as_bytes(), 0), 0);
                 while start < text.len() {
-                    let end = gpt4.word_end(text.as_bytes(), start);
+                    let end = gpt4.word_end(text.as_bytes(), start, &mut letters);
                     each(start, end);
                     start = end;
                 }
                 Ok(())
             }
-            Engine::Regex(regex) => {
-                let mut offset = 0;
-                for part in parts(text) {
-                    for word in regex.find_iter(part) {
-                        let word = word.map_err(|e| format!("the split pattern failed on a text: {e}"))?;
-                        if word.end() > word.start() {
-                            each(offset + word.start(), offset + word.end());
-                        }
-                    }
-                    offset += part.len();
-                }
-                Ok(())
-            }
+            Engine::Regex(regex) => regex_words(regex, text, &mut each),
         }
     }
 }
@@ -141,11 +129,11 @@ impl Gpt4 {
 
     /// Where the word that starts at `start` ends. The branches stand in the order of the pattern's alternatives.
     #[inline(always)]
-    fn word_end(&self, text: &[u8], start: usize) -> usize {
+    fn word_end(&self, text: &[u8], start: usize, letters: &mut Letters) -> usize {
         let (class, len) = self.class_at(text, start);
         let after = start + len;
         if class == LETTER {
-            return self.letters_end(text, after);
+            return self.letters_end(text, after, letters);
         }
         if class == NUMBER {
             return self.numbers_end(text, after);
@@ -156,7 +144,7 @@ impl Gpt4 {
                     return end;
                 }
             }
-            let end = self.letters_end(text, after); // [^\r\n\p{L}\p{N}]?+\p{L}+
+            let end = self.letters_end(text, after, letters); // [^\r\n\p{L}\p{N}]?+\p{L}+
             if end > after {
                 return end;
             }
@@ -184,27 +172,26 @@ impl Gpt4 {
         }
     }
 
-    /// The end of the letters from `i` on. Words of up to 7 ASCII letters take one step, without a branch a letter.
+    /// The end of the letters from `i` on.
     #[inline(always)]
-    fn letters_end(&self, text: &[u8], mut i: usize) -> usize {
-        loop {
-            while let Some(eight) = text.get(i..).and_then(|rest| rest.first_chunk::<8>()) {
-                let run = ascii_letters(u64::from_le_bytes(*eight));
-                i += run;
-                if run < 8 {
+    fn letters_end(&self, text: &[u8], mut i: usize, letters: &mut Letters) -> usize {
+        while i < text.len() {
+            if i >= letters.first + 64 {
+                *letters = Letters::of(text, i / 64 * 64);
+            }
+            i += letters.run(i);
+            if i < letters.first + 64 {
+                if i == text.len() || text[i] < 0x80 {
                     break;
                 }
-            }
-            // Here stands no ASCII letter, or the text ends within 8 bytes.
-            if i < text.len() {
-                let (class, len) = self.class_at(text, i);
-                if class == LETTER {
-                    i += len;
-                    continue;
+                let (class, len) = self.classes.wide(text, i);
+                if class != LETTER {
+                    break;
                 }
+                i += len;
             }
-            return i;
         }
+        i
     }
 
     /// `\p{N}{1,K}` of which one is behind us.
@@ -260,16 +247,50 @@ impl Gpt4 {
     }
 }
 
-/// How many of 8 bytes (the first is the lowest) are ASCII letters before the first that is not: 0 to 8.
+/// Which of 64 bytes of a text are ASCII letters, a bit each. A word then ends after counting ones, in a few cycles; to
+/// look at its letters one by one would make each word wait for the one before it.
+#[derive(Clone, Copy)]
+struct Letters {
+    first: usize, // where in the text the 64 bytes begin, a multiple of 64
+    bits: u64,
+}
+
+impl Letters {
+    #[inline(always)]
+    fn of(text: &[u8], first: usize) -> Self {
+        let bits = match text[first..].first_chunk::<64>() {
+            Some(block) => ascii_letters(block),
+            None => {
+                let mut block = [0; 64];
+                block[..text.len() - first].copy_from_slice(&text[first..]);
+                ascii_letters(&block)
+            }
+        };
+        Letters { first, bits }
+    }
+
+    /// Letters from place `i` of the text on, up to the end of the 64 bytes.
+    #[inline(always)]
+    fn run(self, i: usize) -> usize {
+        (!(self.bits >> (i - self.first))).trailing_zeros() as usize
+    }
+}
+
+/// Bit k is set when byte k is an ASCII letter.
 ///
-/// Per byte b < 0x80, made lower case: b + 0x1f has its top bit set when b >= 'a', b + 0x05 when b > 'z'; no sum
-/// carries into the next byte.
+/// Eight bytes at a time: of a byte b < 0x80, made lower case, b + 0x1f has its top bit set when b >= 'a', b + 0x05 when
+/// b > 'z', and neither sum carries into the next byte. The product moves the eight top bits together.
 #[inline(always)]
-fn ascii_letters(eight: u64) -> usize {
+fn ascii_letters(block: &[u8; 64]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
-    let low = (eight | 0x20 * ONES) & 0x7f * ONES;
-    let letter = (low + 0x1f * ONES) & !(low + 0x05 * ONES) & !eight & (0x80 * ONES);
-    ((letter ^ (0x80 * ONES)).trailing_zeros() / 8) as usize
+    let mut bits = 0;
+    for (k, eight) in block.as_chunks::<8>().0.iter().enumerate() {
+        let eight = u64::from_le_bytes(*eight);
+        let low = (eight | 0x20 * ONES) & 0x7f * ONES;
+        let letter = (low + 0x1f * ONES) & !(low + 0x05 * ONES) & !eight & (0x80 * ONES);
+        bits |= (letter >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * k);
+    }
+    bits
 }
 
 /// `(?i:[sdmt]|ll|ve|re)` at `i`, behind an apostrophe. Without regard to case, `s` is also ſ (U+017F).
@@ -288,6 +309,20 @@ fn contraction_end(text: &[u8], i: usize) -> Option<usize> {
 
 /// `\s+(?!\S)` goes back over a whole run of white space, and the stack of the engine holds a million states.
 const MAX_SPACE_RUN: usize = 1 << 18;
+
+fn regex_words(regex: &Regex, text: &str, each: &mut dyn FnMut(usize, usize)) -> Result<(), String> {
+    let mut offset = 0;
+    for part in parts(text) {
+        for word in regex.find_iter(part) {
+            let word = word.map_err(|e| format!("the split pattern failed on a text: {e}"))?;
+            if !word.as_str().is_empty() {
+                each(offset + word.start(), offset + word.end());
+            }
+        }
+        offset += part.len();
+    }
+    Ok(())
+}
 
 /// `text` in parts without a run of white space over the limit; ordinary text comes back as one part.
 fn parts(text: &str) -> Vec<&str> {

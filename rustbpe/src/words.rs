@@ -13,7 +13,7 @@ pub const SHORT: usize = 15;
 
 /// A map from words to `V`, by open addressing with linear probing.
 pub struct WordMap<V> {
-    slots: Vec<Slot<V>>, // a power of two of them, at most 5/8 in use; a key of 0 is a free one
+    slots: Vec<Slot<V>>, // a power of two of them, at most 3/4 in use; a key of 0 is a free one
     used: usize,
     long: AHashMap<Box<[u8]>, V>,
     seed: [u64; 2], // drawn anew for each map: nobody can prepare words that collide
@@ -29,7 +29,7 @@ impl<V: Copy + Default> WordMap<V> {
     pub fn with_capacity(words: usize) -> Self {
         let random = RandomState::new();
         WordMap {
-            slots: vec![Slot::default(); (words * 8 / 5 + 1).next_power_of_two().max(16)],
+            slots: vec![Slot::default(); (words * 4 / 3 + 1).next_power_of_two().max(16)],
             used: 0,
             long: AHashMap::new(),
             seed: [random.hash_one(1), random.hash_one(2)],
@@ -60,7 +60,7 @@ impl<V: Copy + Default> WordMap<V> {
         let key = key_of(text, start, end);
         let mut at = self.find(key);
         if self.slots[at].key[1] == 0 {
-            if self.used >= self.slots.len() / 8 * 5 {
+            if self.used >= self.slots.len() / 4 * 3 {
                 self.grow();
                 at = self.find(key);
             }
@@ -78,6 +78,28 @@ impl<V: Copy + Default> WordMap<V> {
         self.long.get_mut(word).expect("it was just entered")
     }
 
+    #[inline(always)]
+    pub fn home(&self, key: Key) -> usize {
+        let (low, high) = (key as u64, (key >> 64) as u64);
+        let product = u128::from(low ^ self.seed[0]) * u128::from(high ^ self.seed[1]);
+        (product as u64 ^ (product >> 64) as u64) as usize
+    }
+    #[inline(always)]
+    pub fn touch(&self, home: usize) -> u64 {
+        self.slots[home & (self.slots.len() - 1)].key[0]
+    }
+    #[inline(always)]
+    pub fn get_at(&self, key: Key, home: usize) -> Option<&V> {
+        let (low, high) = (key as u64, (key >> 64) as u64);
+        let mask = self.slots.len() - 1;
+        let mut at = home & mask;
+        loop {
+            let slot = &self.slots[at];
+            if slot.key == [low, high] { return Some(&slot.value); }
+            if slot.key[1] == 0 { return None; }
+            at = (at + 1) & mask;
+        }
+    }
     /// The slot that holds `key`, or the free one where it belongs.
     #[inline(always)]
     fn find(&self, key: Key) -> usize {
@@ -120,7 +142,7 @@ impl<V: Copy + Default> WordMap<V> {
 
 /// The key of `text[start..end]`, 1 to `SHORT` bytes: 16 bytes are read at once where the text goes on that far.
 #[inline(always)]
-fn key_of(text: &[u8], start: usize, end: usize) -> Key {
+pub fn key_of(text: &[u8], start: usize, end: usize) -> Key {
     let len = end - start;
     let sixteen = match text[start..].first_chunk::<16>() {
         Some(sixteen) => u128::from_le_bytes(*sixteen),

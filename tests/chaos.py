@@ -1,0 +1,190 @@
+"""The splitter and the trainer against their oracles on millions of random cases; the suite runs a share of them.
+
+    python -m tests.chaos splitter --strings=10_000_000 --seed=0    # minutes on two cores
+    python -m tests.chaos trainer --corpora=2000 --seed=0
+
+Both print how many cases were compared and how many differed, with the smallest failing ones, and exit with 1 if any
+did. The splitter's oracle is the regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)`
+is none of those that the hand-written splitter knows. Every 50th string also goes through Python's `regex`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from nanochat.common import progress
+from tests.reference import bpe, splitter
+
+BATCH = 20_000  # strings a task of the pool
+REFERENCE_EVERY = 50  # Python's regex is slow
+SHOWN = 5
+
+Difference = tuple[str, str]  # pattern, text
+
+
+# ----------------------------------------------------------------------------------------------------- the splitter
+
+
+def differs(name: str, text: str) -> bool:
+    """Whether the hand-written splitter and the engine split `text` in two ways."""
+    import rustbpe
+
+    pattern = splitter.PATTERNS[name]
+    return rustbpe.split(text, pattern) != rustbpe.split(text, f"(?:{pattern})")
+
+
+def differs_from_reference(name: str, text: str) -> bool:
+    import rustbpe
+
+    pattern = splitter.PATTERNS[name]
+    return rustbpe.split(text, pattern) != splitter.split(text, pattern)
+
+
+def check_strings(batch: tuple[int, int, int]) -> list[Difference]:
+    """All patterns over one batch `(strings, seed, number)`; what differed."""
+    from rustbpe import split
+
+    strings, seed, number = batch
+    texts = list(splitter.hard_strings(strings, f"{seed}-{number}"))
+    found: list[Difference] = []
+    for name, pattern in splitter.PATTERNS.items():
+        engine = f"(?:{pattern})"
+        found += [(name, text) for text in texts if split(text, pattern) != split(text, engine)]
+        some = texts[::REFERENCE_EVERY]
+        found += [(name, text) for text in some if split(text, pattern) != splitter.split(text, pattern)]
+    return found
+
+
+def shrunk(text: str, fails: Callable[[str], bool]) -> str:
+    """A shorter text that fails too: pieces are left out, large ones first, until none can be.
+
+    `shrunk("abcXdefX", lambda t: "X" in t) -> "X"`
+    """
+    size = len(text)
+    while size > 0:
+        for begin in range(0, len(text), size):
+            shorter = text[:begin] + text[begin + size :]
+            if shorter and fails(shorter):
+                text = shorter
+                break
+        else:
+            size //= 2
+    return text
+
+
+def explained(difference: Difference) -> str:
+    """One line: the pattern, the smallest text that fails in the same way, and what it was split to."""
+    import rustbpe
+
+    name, text = difference
+    fails = partial(differs if differs(name, text) else differs_from_reference, name)
+    text = shrunk(text, fails)
+    pattern = splitter.PATTERNS[name]
+    return (f"{name}: {ascii(text)} -> {ascii(rustbpe.split(text, pattern))}, engine "
+            f"{ascii(rustbpe.split(text, f'(?:{pattern})'))}, regex {ascii(splitter.split(text, pattern))}")
+
+
+def splitter_differences(strings: int, seed: int = 0, processes: int = 1) -> list[str]:
+    """The differences over so many random strings and all patterns, a line each, the shortest first; [] is wanted."""
+    batches = [(min(BATCH, strings - begin), seed, number) for number, begin in enumerate(range(0, strings, BATCH))]
+    found = sorted(itertools.chain.from_iterable(spread(check_strings, batches, processes)), key=lambda d: len(d[1]))
+    return sorted(map(explained, found[:SHOWN]), key=len) + [f"{name}: {ascii(text)}" for name, text in found[SHOWN:]]
+
+
+# ------------------------------------------------------------------------------------------------------ the trainer
+
+
+def random_corpus(rng: random.Random) -> tuple[list[str], int, str]:
+    """`(texts, vocab_size, pattern)`: few letters, so that pairs tie, overlap and repeat, or hard strings."""
+    if rng.random() < 0.3:
+        texts = list(splitter.hard_strings(rng.randint(1, 12), rng.random()))
+    else:
+        alphabets = ["ab", "aab ", "abc  ", "aaab'sS", "ab1 23\n", "é中🙂 ", "ab\u0301 \r\n", "the cat sat on a mat. "]
+        alphabet = rng.choice(alphabets)
+        texts = ["".join(rng.choices(alphabet, k=rng.randint(0, 60))) for _ in range(rng.randint(0, 8))]
+        texts += rng.choices(texts, k=rng.randint(0, 6)) if texts else []
+    patterns = [*splitter.PATTERNS.values(), r"\S+|\s+", r"[^,]+|,"]
+    return texts, 256 + rng.choice([0, 1, 3, 10, 25, 60]), rng.choice(patterns)
+
+
+def check_corpus(case: tuple[int, int]) -> list[str]:
+    """Train on one random corpus `(seed, number)` and encode its texts; a line if that differs from the oracle."""
+    from rustbpe import Tokenizer
+
+    texts, vocab_size, pattern = random_corpus(random.Random("{}-{}".format(*case)))
+    tokenizer = Tokenizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # small corpora run out of pairs
+        tokenizer.train_from_iterator(iter(texts), vocab_size, pattern=pattern)
+    merges = bpe.train(texts, vocab_size, pattern)
+    where = f"corpus {case[1]} of seed {case[0]}: {ascii(texts)}, vocab_size={vocab_size}, pattern {pattern!r}"
+    if tokenizer.get_mergeable_ranks() != bpe.ranks(merges):
+        return [f"other merges, {where}"]
+    if any(tokenizer.encode(text) != bpe.encode(text, merges, pattern) for text in texts[:2]):
+        return [f"other ids, {where}"]
+    return []
+
+
+def trainer_differences(corpora: int, seed: int = 0, processes: int = 1) -> list[str]:
+    """The differences over so many random corpora, a line each, the shortest first; [] is wanted."""
+    cases = [(seed, number) for number in range(corpora)]
+    return sorted(itertools.chain.from_iterable(spread(check_corpus, cases, processes)), key=len)
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def spread(check: Callable, cases: list, processes: int) -> Iterator[list]:
+    """`check(case)` of each case in any order, on so many processes, with a progress bar."""
+    if processes == 1:
+        yield from map(check, cases)
+        return
+    # not forked: a child forked while the crate's threads run may wait for ever for a lock that one of them held
+    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        answers = pool.imap_unordered(check, cases, chunksize=max(1, min(20, len(cases) // (4 * processes))))
+        yield from progress(answers, total=len(cases), description="comparing")
+
+
+def report(what: str, found: Iterable[str], seconds: float) -> int:
+    """Print the verdict; the exit status."""
+    found = list(found)
+    print(f"{what} in {seconds:.0f} s: {len(found):,} differences")
+    for line in found[:SHOWN]:
+        print(f"  {line}")
+    return 1 if found else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Random cases against the oracles.")
+    parser.add_argument("what", choices=("splitter", "trainer"))
+    parser.add_argument("--strings", type=int, default=10_000_000, help="random strings for the splitter")
+    parser.add_argument("--corpora", type=int, default=2000, help="random corpora for the trainer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    begin = time.perf_counter()
+    if asked.what == "splitter":
+        found = splitter_differences(asked.strings, asked.seed, asked.processes)
+        what = f"{asked.strings:,} strings, {len(splitter.PATTERNS)} patterns each (seed {asked.seed})"
+    else:
+        found = trainer_differences(asked.corpora, asked.seed, asked.processes)
+        what = f"{asked.corpora:,} corpora (seed {asked.seed})"
+    return report(what, found, time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
