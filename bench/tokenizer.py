@@ -1,6 +1,6 @@
 """Our tokenizer trainer and encoder against rustbpe 0.1.0, Hugging Face tokenizers and tiktoken.
 
-    python bench/tokenizer.py                                          # about half an hour on two cores
+    python bench/tokenizer.py                                          # some ten minutes on two cores
     python bench/tokenizer.py --megabytes=5 --rounds=1 --vocab_sizes 8192 --hf_megabytes=2
     python bench/tokenizer.py --rivals rustbpe tiktoken                # without the slow one
 
@@ -21,6 +21,7 @@ differ: 0 is wanted.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import itertools
@@ -29,6 +30,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -37,7 +39,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from _tokenizer_figures import ENCODERS, NO_MERGES, TRAINERS, Key, Results, construction_lines, summary, table_of
 from rich.console import Console
@@ -70,10 +72,24 @@ class Config:
     """Whom to compare with (tokenizers is Hugging Face's)."""
     hf_rounds: int = 3
     """Rounds in which tokenizers takes part: it needs minutes where the others need seconds."""
-    hf_megabytes: float = 20
-    """Text that tokenizers encodes (it trains on all of it)."""
+    hf_megabytes: float = 100
+    """Text that tokenizers encodes, at most (it trains on all of it)."""
     check_megabytes: float = 200
     """Text on which the ids are compared, at most."""
+
+
+def run_group(command: list[str], **options: Any) -> tuple[int, bytes, bytes]:
+    """Run a command: its status, its output, its errors. Ctrl-C ends it with all that it has started itself."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, start_new_session=True, **pipes, **options)
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode, out, err
 
 
 # ------------------------------------------------------------------------------------- the rivals' environment
@@ -92,10 +108,10 @@ def make_environment() -> str:
         inside = str(temporary / "bin" / "python")
         install = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]
         for command in ([sys.executable, "-m", "venv", str(temporary)], [*install, *pins]):
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-            if done.returncode:
-                output = done.stdout.decode("utf-8", "replace").strip()
-                raise UserError(f"the rivals' environment could not be made, {' '.join(command[1:4])}: {output}")
+            status, out, err = run_group(command)
+            if status:
+                said = (out + err).decode("utf-8", "replace").strip()
+                raise UserError(f"the rivals' environment could not be made, is the package index reachable?\n{said}")
 
     if folder.is_dir() and subprocess.run([str(python), "-c", ""], capture_output=True, check=False).returncode:
         shutil.rmtree(folder)  # the Python that it was made with is gone
@@ -160,11 +176,11 @@ class Bench:
                "megabytes": self.config.megabytes, "threads": self.threads, **job}
         command = [self.pythons[rival], "-I", str(WORKER), json.dumps(job)]
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, check=False)
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.returncode}, no message"
+        status, out, err = run_group(command, cwd=self.folder, env=environment)
+        if status:
+            said = err.decode("utf-8", "replace").strip() or f"exit status {status}, no message"
             raise UserError(f"the measurement of {rival} ({task}) failed:\n{said}")
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(out.splitlines()[-1])
         self.versions[rival] = answer["version"]
         return answer
 

@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 
 from nanochat.common import progress
 from tests.reference import bpe, splitter
@@ -35,33 +35,43 @@ Difference = tuple[str, str]  # pattern, text
 # ----------------------------------------------------------------------------------------------------- the splitter
 
 
+@cache
+def splits(pattern: str) -> Callable[[str], list[str]]:
+    """What the crate makes of a pattern."""
+    from rustbpe import Tokenizer
+
+    return Tokenizer.from_ranks([(bytes([b]), b) for b in range(256)], pattern).split
+
+
+def by_hand(name: str, text: str) -> list[str]:
+    return splits(splitter.PATTERNS[name])(text)
+
+
+def by_engine(name: str, text: str) -> list[str]:
+    return splits(f"(?:{splitter.PATTERNS[name]})")(text)
+
+
+def by_reference(name: str, text: str) -> list[str]:
+    return splitter.split(text, splitter.PATTERNS[name])
+
+
 def differs(name: str, text: str) -> bool:
     """Whether the hand-written splitter and the engine split `text` in two ways."""
-    import rustbpe
-
-    pattern = splitter.PATTERNS[name]
-    return rustbpe.split(text, pattern) != rustbpe.split(text, f"(?:{pattern})")
+    return by_hand(name, text) != by_engine(name, text)
 
 
 def differs_from_reference(name: str, text: str) -> bool:
-    import rustbpe
-
-    pattern = splitter.PATTERNS[name]
-    return rustbpe.split(text, pattern) != splitter.split(text, pattern)
+    return by_hand(name, text) != by_reference(name, text)
 
 
 def check_strings(batch: tuple[int, int, int]) -> list[Difference]:
     """All patterns over one batch `(strings, seed, number)`; what differed."""
-    from rustbpe import split
-
     strings, seed, number = batch
     texts = list(splitter.hard_strings(strings, f"{seed}-{number}"))
     found: list[Difference] = []
-    for name, pattern in splitter.PATTERNS.items():
-        engine = f"(?:{pattern})"
-        found += [(name, text) for text in texts if split(text, pattern) != split(text, engine)]
-        some = texts[::REFERENCE_EVERY]
-        found += [(name, text) for text in some if split(text, pattern) != splitter.split(text, pattern)]
+    for name in splitter.PATTERNS:
+        found += [(name, text) for text in texts if differs(name, text)]
+        found += [(name, text) for text in texts[::REFERENCE_EVERY] if differs_from_reference(name, text)]
     return found
 
 
@@ -84,14 +94,11 @@ def shrunk(text: str, fails: Callable[[str], bool]) -> str:
 
 def explained(difference: Difference) -> str:
     """One line: the pattern, the smallest text that fails in the same way, and what it was split to."""
-    import rustbpe
-
     name, text = difference
     fails = partial(differs if differs(name, text) else differs_from_reference, name)
     text = shrunk(text, fails)
-    pattern = splitter.PATTERNS[name]
-    return (f"{name}: {ascii(text)} -> {ascii(rustbpe.split(text, pattern))}, engine "
-            f"{ascii(rustbpe.split(text, f'(?:{pattern})'))}, regex {ascii(splitter.split(text, pattern))}")
+    return (f"{name}: {ascii(text)} -> {ascii(by_hand(name, text))}, engine {ascii(by_engine(name, text))}, "
+            f"regex {ascii(by_reference(name, text))}")
 
 
 def splitter_differences(strings: int, seed: int = 0, processes: int = 1) -> list[str]:

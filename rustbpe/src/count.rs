@@ -31,11 +31,6 @@ impl WordCounts {
         other.counts.for_each(|word, count| *self.counts.entry(word, 0, word.len()) += count);
     }
 
-    /// Number of distinct words.
-    pub fn len(&self) -> usize {
-        self.counts.len()
-    }
-
     /// Call `each(word, count)` for all words, in no order that means anything.
     pub fn for_each(&self, each: impl FnMut(&[u8], u64)) {
         self.counts.for_each(each);

@@ -28,7 +28,8 @@ struct Merges {
     byte_ids: [u32; 256],
     byte_pairs: Box<[u32]>, // [left byte * 256 + right byte]: the first round of every word, without hashing
     slots: Vec<(u64, u32)>, // (left << 32 | right, joined), open addressing; joined = NONE: free
-    parts: Vec<(u32, u32)>, // by rank: the pair that is joined into it, (NONE, NONE) where none is
+    parts: Vec<(u32, u32)>, // by id: the pair that is joined into it, (NONE, NONE) where none is
+    lens: Vec<u32>,         // by id: bytes
 }
 
 impl Merges {
@@ -43,8 +44,9 @@ impl Merges {
             byte_pairs: vec![NONE; 1 << 16].into(),
             slots: vec![(0, NONE); (2 * tokens.len()).next_power_of_two()],
             parts: vec![(NONE, NONE); tokens.len()],
+            lens: tokens.iter().map(|token| token.len() as u32).collect(),
         };
-        let mut parts = Vec::new();
+        let mut scratch = Scratch::default();
         let mut by_len: Vec<u32> = (0..tokens.len() as u32).collect();
         by_len.sort_by_key(|&id| tokens[id as usize].len());
         for id in by_len {
@@ -52,8 +54,8 @@ impl Merges {
                 [] => return Err(format!("token {id} is empty")),
                 &[byte] => merges.byte_ids[usize::from(byte)] = id,
                 word => {
-                    merges.join_few(word, &mut parts, &mut Vec::new());
-                    if let [left, right] = parts[..] {
+                    merges.join(word, &mut scratch);
+                    if let [left, right] = scratch.ids[..] {
                         if left > id || right > id {
                             return Err(format!("token {id} comes before its own parts, {left} and {right}"));
                         }
@@ -100,7 +102,22 @@ impl Merges {
         }
     }
 
-    /// The ids of a word of a few bytes, left in `ids`; `joined` is scratch space. Returns how many places it looked at.
+    #[inline(always)]
+    fn len_of(&self, id: u32) -> usize {
+        self.lens[id as usize] as usize
+    }
+
+    /// Leave the ids of a word in `scratch.ids`. Returns how many places in it were looked at.
+    fn join(&self, word: &[u8], scratch: &mut Scratch) -> u64 {
+        if word.len() <= FEW {
+            self.join_few(word, &mut scratch.ids, &mut scratch.joined)
+        } else {
+            let queue = scratch.queue.get_or_insert_with(|| Queue::new(self.parts.len()));
+            self.join_many(word, queue, &mut scratch.ids)
+        }
+    }
+
+    /// For words of a few bytes: the lowest rank is searched anew for each join.
     fn join_few(&self, word: &[u8], ids: &mut Vec<u32>, joined: &mut Vec<u32>) -> u64 {
         ids.clear();
         ids.extend(word.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
@@ -130,8 +147,8 @@ impl Merges {
         }
     }
 
-    /// The ids of a word of any length, appended to `out`. Returns how many places it looked at, at most 3 a byte.
-    fn join_many(&self, word: &[u8], queue: &mut Queue, out: &mut Vec<u32>, len_of: impl Fn(u32) -> usize) -> u64 {
+    /// For words of any length, by the queue: each byte and each join adds at most two places to look at.
+    fn join_many(&self, word: &[u8], queue: &mut Queue, ids: &mut Vec<u32>) -> u64 {
         queue.ids.clear();
         queue.ids.push(NONE);
         queue.ids.extend(word.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
@@ -146,7 +163,7 @@ impl Merges {
         while let Some(rank) = queue.pop(&mut group) {
             let new = rank as u32;
             let (left, right) = self.parts[rank];
-            let (left_len, right_len) = (len_of(left), len_of(right));
+            let (left_len, right_len) = (self.len_of(left), self.len_of(right));
             let mut places = std::mem::take(&mut queue.buckets[rank]);
             steps += places.len() as u64;
             for place in places.drain(..) {
@@ -162,7 +179,7 @@ impl Merges {
                 if before != NONE {
                     let joined = self.get(before, new);
                     if joined != NONE {
-                        queue.push(joined, place - len_of(before));
+                        queue.push(joined, place - self.len_of(before));
                     }
                 }
                 if next != NONE {
@@ -174,21 +191,28 @@ impl Merges {
             }
             queue.buckets[rank] = places; // empty; its memory serves again
         }
+        ids.clear();
         let mut place = 1;
         while queue.ids[place] != NONE {
-            out.push(queue.ids[place]);
-            place += len_of(queue.ids[place]);
+            ids.push(queue.ids[place]);
+            place += self.len_of(queue.ids[place]);
         }
         steps
     }
 }
 
-// ------------------------------------------------------------------------------------------------------ long words
-
 /// Up to so many bytes `join_few` is faster.
 const FEW: usize = 48;
 
-/// What joining a long word needs: its ids, and the places of each rank that waits to be joined.
+/// Memory that joining needs, used again for each word.
+#[derive(Default)]
+struct Scratch {
+    ids: Vec<u32>, // the result
+    joined: Vec<u32>,
+    queue: Option<Queue>,
+}
+
+/// A word while it is joined, and the places of each rank that waits to be joined.
 struct Queue {
     ids: Vec<u32>,            // a slot a byte: a token's id in the slots of its first and last byte, NONE at both ends
     buckets: Vec<Vec<u32>>,   // by rank: the places of left halves, ascending; some out of date
@@ -237,9 +261,7 @@ impl Queue {
 pub struct Cache {
     words: WordMap<Ids>,
     more: Vec<u32>, // the ids of words of more than three
-    ids: Vec<u32>,
-    joined: Vec<u32>,
-    queue: Option<Queue>,
+    scratch: Scratch,
     /// Places looked at so far for words that were not known: the measure of work, see tests/test_rustbpe.py.
     pub steps: u64,
 }
@@ -288,7 +310,7 @@ impl Encoder {
         for (id, token) in (0..).zip(&self.tokens) {
             *words.entry(token, 0, token.len()) = [id, 0, 0, 1];
         }
-        Cache { words, more: Vec::new(), ids: Vec::new(), joined: Vec::new(), queue: None, steps: 0 }
+        Cache { words, more: Vec::new(), scratch: Scratch::default(), steps: 0 }
     }
 
     /// Append the ids of `text` to `out`. `splitter` is this thread's own, `another` of `self.splitter()`.
@@ -315,24 +337,18 @@ impl Encoder {
     #[inline(never)]
     fn encode_new(&self, text: &[u8], start: usize, end: usize, cache: &mut Cache, out: &mut Vec<u32>) {
         let word = &text[start..end];
-        if word.len() > FEW {
-            let queue = cache.queue.get_or_insert_with(|| Queue::new(self.tokens.len()));
-            cache.ids.clear();
-            let len_of = |id: u32| self.tokens[id as usize].len();
-            cache.steps += self.merges.join_many(word, queue, &mut cache.ids, len_of);
-        } else {
-            cache.steps += self.merges.join_few(word, &mut cache.ids, &mut cache.joined);
-        }
-        out.extend_from_slice(&cache.ids);
+        cache.steps += self.merges.join(word, &mut cache.scratch);
+        let ids = &cache.scratch.ids;
+        out.extend_from_slice(ids);
         if cache.words.len() < MAX_CACHED && word.len() <= MAX_CACHED_LEN {
-            let value = match cache.ids[..] {
+            let value = match ids[..] {
                 [a] => [a, 0, 0, 1],
                 [a, b] => [a, b, 0, 2],
                 [a, b, c] => [a, b, c, 3],
                 _ => {
                     let first = cache.more.len() as u32;
-                    cache.more.extend_from_slice(&cache.ids);
-                    [first, 0, 0, cache.ids.len() as u32]
+                    cache.more.extend_from_slice(ids);
+                    [first, 0, 0, ids.len() as u32]
                 }
             };
             *cache.words.entry(text, start, end) = value;

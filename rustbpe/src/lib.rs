@@ -162,6 +162,17 @@ impl Tokenizer {
         self.encoder.tokens().len()
     }
 
+    /// The words of a text, inside which tokens are merged.
+    ///
+    /// Patterns of the GPT-4 family are split by hand; to see the regex engine do it, write the pattern as `(?:...)`.
+    fn split(&self, text: &Bound<'_, PyString>) -> PyResult<Vec<String>> {
+        let (mut buffer, mut words) = (String::new(), Vec::new());
+        feed::append(&mut buffer, text)?;
+        let each = |start: usize, end: usize| words.push(buffer[start..end].to_owned());
+        self.encoder.splitter().for_each_word(&buffer, each).map_err(value_error)?;
+        Ok(words)
+    }
+
     /// The ids of one text.
     fn encode(&self, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
         Ok(self.encode_and_measure(text)?.0)
@@ -262,48 +273,8 @@ fn narrow(ids: &[u32], width: usize) -> Vec<u8> {
     bytes
 }
 
-/// The words into which `pattern` splits `text`. Patterns of the GPT-4 family are split by hand; to have the regex
-/// engine split by one of those, write it as `(?:...)`.
-#[pyfunction]
-#[pyo3(name = "split")]
-fn split_text(text: &Bound<'_, PyString>, pattern: &str) -> PyResult<Vec<String>> {
-    let mut buffer = String::new();
-    feed::append(&mut buffer, text)?;
-    let splitter = Splitter::new(pattern).map_err(value_error)?;
-    let mut words = Vec::new();
-    splitter.for_each_word(&buffer, |start, end| words.push(buffer[start..end].to_owned())).map_err(value_error)?;
-    Ok(words)
-}
-
-#[pyfunction]
-fn probe(texts: &Bound<'_, PyAny>, mode: u32) -> PyResult<u64> {
-    let splitter = Splitter::new(DEFAULT_PATTERN).map_err(value_error)?;
-    let r = feed::feed(texts, 1, || (splitter.another(), 0u64, words::WordMap::<u64>::with_capacity(1 << 19)), |(splitter, n, map), batch| {
-        if mode == 0 { return Ok(()); }
-        for text in batch.texts() {
-            if mode == 1 { splitter.for_each_word(text, |a, b| *n += (a ^ b) as u64)?; }
-            if mode == 2 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.home(words::key_of(text.as_bytes(), a, b)) as u64 })?; }
-            if mode == 5 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 1023)})?; }
-            if mode == 6 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) )})?; }
-            if mode == 7 { splitter.for_each_word(text, |a, b| *map.entry(text.as_bytes(), a, b) += 1)?; }
-            if mode == 11 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 4095)})?; }
-            if mode == 12 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 16383)})?; }
-            if mode == 13 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 65535)})?; }
-            if mode == 14 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 131071)})?; }
-            if mode == 15 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 262143)})?; }
-            if mode == 16 { splitter.for_each_word(text, |a, b| if b - a < 16 { *n ^= map.touch(map.home(words::key_of(text.as_bytes(), a, b)) & 524287)})?; }
-            if mode == 3 { splitter.for_each_word(text, |a, b| *n += map.get(text.as_bytes(), a, b).is_some() as u64)?; }
-            if mode == 4 { splitter.for_each_word(text, |a, b| *map.entry(text.as_bytes(), a, b) += 1)?; }
-        }
-        Ok(())
-    }, || Ok(()))?;
-    Ok(r.iter().map(|x| x.1).sum())
-}
-
 #[pymodule]
 fn rustbpe(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("UNICODE_VERSION", unicode::UNICODE_VERSION)?;
-    m.add_function(wrap_pyfunction!(split_text, m)?)?;
-    m.add_function(wrap_pyfunction!(probe, m)?)?;
     m.add_class::<Tokenizer>()
 }

@@ -78,28 +78,6 @@ impl<V: Copy + Default> WordMap<V> {
         self.long.get_mut(word).expect("it was just entered")
     }
 
-    #[inline(always)]
-    pub fn home(&self, key: Key) -> usize {
-        let (low, high) = (key as u64, (key >> 64) as u64);
-        let product = u128::from(low ^ self.seed[0]) * u128::from(high ^ self.seed[1]);
-        (product as u64 ^ (product >> 64) as u64) as usize
-    }
-    #[inline(always)]
-    pub fn touch(&self, home: usize) -> u64 {
-        self.slots[home & (self.slots.len() - 1)].key[0]
-    }
-    #[inline(always)]
-    pub fn get_at(&self, key: Key, home: usize) -> Option<&V> {
-        let (low, high) = (key as u64, (key >> 64) as u64);
-        let mask = self.slots.len() - 1;
-        let mut at = home & mask;
-        loop {
-            let slot = &self.slots[at];
-            if slot.key == [low, high] { return Some(&slot.value); }
-            if slot.key[1] == 0 { return None; }
-            at = (at + 1) & mask;
-        }
-    }
     /// The slot that holds `key`, or the free one where it belongs.
     #[inline(always)]
     fn find(&self, key: Key) -> usize {
@@ -142,7 +120,7 @@ impl<V: Copy + Default> WordMap<V> {
 
 /// The key of `text[start..end]`, 1 to `SHORT` bytes: 16 bytes are read at once where the text goes on that far.
 #[inline(always)]
-pub fn key_of(text: &[u8], start: usize, end: usize) -> Key {
+fn key_of(text: &[u8], start: usize, end: usize) -> Key {
     let len = end - start;
     let sixteen = match text[start..].first_chunk::<16>() {
         Some(sixteen) => u128::from_le_bytes(*sixteen),
