@@ -15,8 +15,8 @@
 
 use std::sync::Mutex;
 
-use crate::split::Splitter;
-use crate::words::WordMap;
+use crate::split::{Splitter, Visitor};
+use crate::words::{Sought, WordMap, AHEAD};
 
 /// No token.
 const NONE: u32 = u32::MAX;
@@ -308,7 +308,8 @@ impl Encoder {
     fn new_cache(&self) -> Cache {
         let mut words = WordMap::with_capacity(2 * self.tokens.len());
         for (id, token) in (0..).zip(&self.tokens) {
-            *words.entry(token, 0, token.len()) = [id, 0, 0, 1];
+            let sought = words.seek(token, 0, token.len());
+            *words.entry(token, &sought) = [id, 0, 0, 1];
         }
         Cache { words, more: Vec::new(), scratch: Scratch::default(), steps: 0 }
     }
@@ -321,25 +322,60 @@ impl Encoder {
         cache: &mut Cache,
         out: &mut Vec<u32>,
     ) -> Result<(), String> {
-        splitter.for_each_word(text, |start, end| match cache.words.get(text.as_bytes(), start, end) {
-            Some(&[a, b, c, count @ 0..=3]) => {
-                out.extend_from_slice(&[a, b, c]); // always three, and back: no branch that depends on the word
-                out.truncate(out.len() - 3 + count as usize);
+        let (merges, text_bytes) = (&self.merges, text.as_bytes());
+        let mut encoding = Encoding { merges, text: text_bytes, cache, out, sought: Default::default(), waiting: 0 };
+        splitter.split(text, &mut encoding)?;
+        encoding.encode();
+        Ok(())
+    }
+}
+
+/// A text on its way to ids.
+struct Encoding<'a> {
+    merges: &'a Merges,
+    text: &'a [u8],
+    cache: &'a mut Cache,
+    out: &'a mut Vec<u32>,
+    sought: [Sought; AHEAD],
+    waiting: usize, // so many of `sought` are not yet encoded
+}
+
+impl Visitor for Encoding<'_> {
+    #[inline(always)]
+    fn word(&mut self, start: usize, end: usize) {
+        self.sought[self.waiting] = self.cache.words.seek(self.text, start, end);
+        self.waiting += 1;
+        if self.waiting == AHEAD {
+            self.encode();
+        }
+    }
+}
+
+impl Encoding<'_> {
+    #[inline(always)]
+    fn encode(&mut self) {
+        for i in 0..std::mem::take(&mut self.waiting) {
+            match self.cache.words.get(self.text, &self.sought[i]) {
+                Some(&[a, b, c, count @ 0..=3]) => {
+                    self.out.extend_from_slice(&[a, b, c]); // always three, and back: no branch a word
+                    self.out.truncate(self.out.len() - 3 + count as usize);
+                }
+                Some(&[first, _, _, count]) => {
+                    self.out.extend_from_slice(&self.cache.more[first as usize..first as usize + count as usize]);
+                }
+                None => self.encode_new(i),
             }
-            Some(&[first, _, _, count]) => {
-                out.extend_from_slice(&cache.more[first as usize..first as usize + count as usize]);
-            }
-            None => self.encode_new(text.as_bytes(), start, end, cache, out),
-        })
+        }
     }
 
-    /// The word `text[start..end]`, which is not in the cache.
+    /// A word that is not in the cache.
     #[inline(never)]
-    fn encode_new(&self, text: &[u8], start: usize, end: usize, cache: &mut Cache, out: &mut Vec<u32>) {
-        let word = &text[start..end];
+    fn encode_new(&mut self, i: usize) {
+        let (sought, cache) = (&self.sought[i], &mut *self.cache);
+        let word = &self.text[sought.start..sought.end];
         cache.steps += self.merges.join(word, &mut cache.scratch);
         let ids = &cache.scratch.ids;
-        out.extend_from_slice(ids);
+        self.out.extend_from_slice(ids);
         if cache.words.len() < MAX_CACHED && word.len() <= MAX_CACHED_LEN {
             let value = match ids[..] {
                 [a] => [a, 0, 0, 1],
@@ -351,7 +387,7 @@ impl Encoder {
                     [first, 0, 0, ids.len() as u32]
                 }
             };
-            *cache.words.entry(text, start, end) = value;
+            *cache.words.entry(self.text, sought) = value;
         }
     }
 }

@@ -34,7 +34,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyString};
 
 use count::WordCounts;
 use encode::Encoder;
-use split::{Splitter, DEFAULT_PATTERN};
+use split::{Splitter, Visitor, DEFAULT_PATTERN};
 
 fn value_error(message: impl ToString) -> PyErr {
     PyValueError::new_err(message.to_string())
@@ -166,11 +166,11 @@ impl Tokenizer {
     ///
     /// Patterns of the GPT-4 family are split by hand; to see the regex engine do it, write the pattern as `(?:...)`.
     fn split(&self, text: &Bound<'_, PyString>) -> PyResult<Vec<String>> {
-        let (mut buffer, mut words) = (String::new(), Vec::new());
+        let mut buffer = String::new();
         feed::append(&mut buffer, text)?;
-        let each = |start: usize, end: usize| words.push(buffer[start..end].to_owned());
-        self.encoder.splitter().for_each_word(&buffer, each).map_err(value_error)?;
-        Ok(words)
+        let mut words = Words { text: &buffer, words: Vec::new() };
+        self.encoder.splitter().split(&buffer, &mut words).map_err(value_error)?;
+        Ok(words.words)
     }
 
     /// The ids of one text.
@@ -248,6 +248,18 @@ impl Tokenizer {
 impl Tokenizer {
     fn with_tokens(tokens: Vec<Vec<u8>>, splitter: Splitter) -> PyResult<Self> {
         Ok(Tokenizer { encoder: Encoder::new(tokens, splitter).map_err(value_error)? })
+    }
+}
+
+/// Collects words as strings.
+struct Words<'a> {
+    text: &'a str,
+    words: Vec<String>,
+}
+
+impl Visitor for Words<'_> {
+    fn word(&mut self, start: usize, end: usize) {
+        self.words.push(self.text[start..end].to_owned());
     }
 }
 

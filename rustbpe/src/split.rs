@@ -23,6 +23,12 @@ pub struct Splitter {
     engine: Engine,
 }
 
+/// Who wants the words. (A trait and not a closure, because a closure cannot be told to be inlined.)
+pub trait Visitor {
+    /// The word lies in the text at `start..end`.
+    fn word(&mut self, start: usize, end: usize);
+}
+
 enum Engine {
     Gpt4(Gpt4),
     Regex(Box<Regex>),
@@ -54,20 +60,20 @@ impl Splitter {
         Splitter { pattern: self.pattern.clone(), engine }
     }
 
-    /// Call `each(start, end)` for every word of `text[from..to]`, in order. `from` and `to` bound one document.
+    /// Tell `visitor` of every word of `text`, in order.
     #[inline]
-    pub fn for_each_word(&self, text: &str, mut each: impl FnMut(usize, usize)) -> Result<(), String> {
+    pub fn split(&self, text: &str, visitor: &mut impl Visitor) -> Result<(), String> {
         match &self.engine {
             Engine::Gpt4(gpt4) => {
                 let (mut letters, mut start) = (Letters::of(text.as_bytes(), 0), 0);
                 while start < text.len() {
                     let end = gpt4.word_end(text.as_bytes(), start, &mut letters);
-                    each(start, end);
+                    visitor.word(start, end);
                     start = end;
                 }
                 Ok(())
             }
-            Engine::Regex(regex) => regex_words(regex, text, &mut each),
+            Engine::Regex(regex) => regex_words(regex, text, visitor),
         }
     }
 }
@@ -310,13 +316,13 @@ fn contraction_end(text: &[u8], i: usize) -> Option<usize> {
 /// `\s+(?!\S)` goes back over a whole run of white space, and the stack of the engine holds a million states.
 const MAX_SPACE_RUN: usize = 1 << 18;
 
-fn regex_words(regex: &Regex, text: &str, each: &mut dyn FnMut(usize, usize)) -> Result<(), String> {
+fn regex_words(regex: &Regex, text: &str, visitor: &mut dyn Visitor) -> Result<(), String> {
     let mut offset = 0;
     for part in parts(text) {
         for word in regex.find_iter(part) {
             let word = word.map_err(|e| format!("the split pattern failed on a text: {e}"))?;
             if !word.as_str().is_empty() {
-                each(offset + word.start(), offset + word.end());
+                visitor.word(offset + word.start(), offset + word.end());
             }
         }
         offset += part.len();

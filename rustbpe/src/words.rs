@@ -1,19 +1,22 @@
-//! A hash table whose keys are words. Nearly all words are at most 15 bytes long: such a key lies in the slot itself,
-//! as one number, so that finding a word takes one cache line and no comparison of strings. Longer ones go to a map.
+//! A hash table whose keys are words. Nearly all words are at most 15 bytes long: such a word is made into two numbers,
+//! which are compared and hashed without a loop or a pointer to follow. Longer ones go to an ordinary map.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // but for `prefetch`
 
 use ahash::{AHashMap, RandomState};
 
-/// A word of up to `SHORT` bytes: the bytes, zeros, and in the highest byte the length (so 0 is no word).
+/// A word of up to `SHORT` bytes as two numbers: the bytes, zeros, and in the last byte the length.
 ///
-/// "ab" -> 0x02_000000000000_0000000000000062_61
-type Key = u128;
-pub const SHORT: usize = 15;
+/// "ab" -> [0x6261, 0x02_00000000000000]
+type Key = [u64; 2];
+const SHORT: usize = 15;
 
 /// A map from words to `V`, by open addressing with linear probing.
+///
+/// It is too large for the caches, and a word must wait for memory as long as it takes to split ten words. So finding
+/// has two steps, for many words at a time: `seek` asks memory for the slot, `get` or `entry` comes back for it later.
 pub struct WordMap<V> {
-    slots: Vec<Slot<V>>, // a power of two of them, at most 3/4 in use; a key of 0 is a free one
+    slots: Vec<Slot<V>>, // a power of two of them, at most 5/8 in use; a free one has the key [0, 0]
     used: usize,
     long: AHashMap<Box<[u8]>, V>,
     seed: [u64; 2], // drawn anew for each map: nobody can prepare words that collide
@@ -21,15 +24,27 @@ pub struct WordMap<V> {
 
 #[derive(Clone, Copy, Default)]
 struct Slot<V> {
-    key: [u64; 2],
+    key: Key,
     value: V,
 }
+
+/// A word that was asked for, and lies in its text at `start..end`.
+#[derive(Clone, Copy, Default)]
+pub struct Sought {
+    pub start: usize,
+    pub end: usize,
+    key: Key, // [0, 0]: a long word
+    hash: u64,
+}
+
+/// So many words are asked for before the first of them is looked at.
+pub const AHEAD: usize = 32;
 
 impl<V: Copy + Default> WordMap<V> {
     pub fn with_capacity(words: usize) -> Self {
         let random = RandomState::new();
         WordMap {
-            slots: vec![Slot::default(); (words * 4 / 3 + 1).next_power_of_two().max(16)],
+            slots: vec![Slot::default(); (words * 8 / 5 + 1).next_power_of_two()],
             used: 0,
             long: AHashMap::new(),
             seed: [random.hash_one(1), random.hash_one(2)],
@@ -41,31 +56,37 @@ impl<V: Copy + Default> WordMap<V> {
         self.used + self.long.len()
     }
 
-    /// The value of the word `text[start..end]`, which is not empty; `None` if it is not in the map.
+    /// First step to the word `text[start..end]`, which is not empty.
     #[inline(always)]
-    pub fn get(&self, text: &[u8], start: usize, end: usize) -> Option<&V> {
+    pub fn seek(&self, text: &[u8], start: usize, end: usize) -> Sought {
         if end - start > SHORT {
-            return self.long.get(&text[start..end]);
-        }
-        let slot = &self.slots[self.find(key_of(text, start, end))];
-        (slot.key[1] != 0).then_some(&slot.value)
-    }
-
-    /// The value of the word `text[start..end]`, entered as `V::default()` if it is new.
-    #[inline(always)]
-    pub fn entry(&mut self, text: &[u8], start: usize, end: usize) -> &mut V {
-        if end - start > SHORT {
-            return self.long_entry(&text[start..end]);
+            return Sought { start, end, key: [0, 0], hash: 0 };
         }
         let key = key_of(text, start, end);
-        let mut at = self.find(key);
-        if self.slots[at].key[1] == 0 {
-            if self.used >= self.slots.len() / 4 * 3 {
-                self.grow();
-                at = self.find(key);
-            }
-            self.slots[at].key = [key as u64, (key >> 64) as u64];
-            self.used += 1;
+        let hash = self.hash(key);
+        prefetch(&self.slots[hash as usize & (self.slots.len() - 1)]);
+        Sought { start, end, key, hash }
+    }
+
+    /// Second step: the value of the word, `None` if it is not in the map.
+    #[inline(always)]
+    pub fn get(&self, text: &[u8], word: &Sought) -> Option<&V> {
+        if word.key == [0, 0] {
+            return self.long.get(&text[word.start..word.end]);
+        }
+        let slot = &self.slots[self.find(word.key, word.hash)];
+        (slot.key != [0, 0]).then_some(&slot.value)
+    }
+
+    /// Second step: the value of the word, entered as `V::default()` if it is new.
+    #[inline(always)]
+    pub fn entry(&mut self, text: &[u8], word: &Sought) -> &mut V {
+        if word.key == [0, 0] {
+            return self.long_entry(&text[word.start..word.end]);
+        }
+        let mut at = self.find(word.key, word.hash);
+        if self.slots[at].key == [0, 0] {
+            at = self.insert(word.key, word.hash, at);
         }
         &mut self.slots[at].value
     }
@@ -78,44 +99,65 @@ impl<V: Copy + Default> WordMap<V> {
         self.long.get_mut(word).expect("it was just entered")
     }
 
-    /// The slot that holds `key`, or the free one where it belongs.
     #[inline(always)]
-    fn find(&self, key: Key) -> usize {
-        let (low, high) = (key as u64, (key >> 64) as u64);
+    fn hash(&self, [low, high]: Key) -> u64 {
         let product = u128::from(low ^ self.seed[0]) * u128::from(high ^ self.seed[1]);
-        let mask = self.slots.len() - 1;
-        let mut at = (product as u64 ^ (product >> 64) as u64) as usize & mask;
-        loop {
-            let slot = &self.slots[at];
-            if slot.key == [low, high] || slot.key[1] == 0 {
-                return at;
-            }
-            at = (at + 1) & mask;
-        }
+        product as u64 ^ (product >> 64) as u64
     }
 
-    #[cold]
-    #[inline(never)]
-    fn grow(&mut self) {
-        let twice = vec![Slot::default(); 2 * self.slots.len()];
-        for slot in std::mem::replace(&mut self.slots, twice) {
-            if slot.key[1] != 0 {
-                let at = self.find(Key::from(slot.key[1]) << 64 | Key::from(slot.key[0]));
-                self.slots[at] = slot;
-            }
+    /// The slot that holds `key`, or the free one where it belongs.
+    #[inline(always)]
+    fn find(&self, key: Key, hash: u64) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        while self.slots[at].key != key && self.slots[at].key != [0, 0] {
+            at = (at + 1) & mask;
         }
+        at
+    }
+
+    #[inline(never)]
+    fn insert(&mut self, key: Key, hash: u64, mut at: usize) -> usize {
+        if self.used >= self.slots.len() / 8 * 5 {
+            let larger = vec![Slot::default(); 2 * self.slots.len()];
+            for slot in std::mem::replace(&mut self.slots, larger) {
+                if slot.key != [0, 0] {
+                    let at = self.find(slot.key, self.hash(slot.key));
+                    self.slots[at] = slot;
+                }
+            }
+            at = self.find(key, hash);
+        }
+        self.slots[at].key = key;
+        self.used += 1;
+        at
     }
 
     /// Call `each(word, value)` for all words, in no order that means anything.
     pub fn for_each(&self, mut each: impl FnMut(&[u8], V)) {
-        for slot in self.slots.iter().filter(|slot| slot.key[1] != 0) {
-            let key = Key::from(slot.key[1]) << 64 | Key::from(slot.key[0]);
-            each(&key.to_le_bytes()[..(slot.key[1] >> 56) as usize], slot.value);
+        for slot in self.slots.iter().filter(|slot| slot.key != [0, 0]) {
+            let [low, high] = slot.key;
+            let bytes = (u128::from(high) << 64 | u128::from(low)).to_le_bytes();
+            each(&bytes[..(high >> 56) as usize], slot.value);
         }
         for (word, &value) in &self.long {
             each(word, value);
         }
     }
+}
+
+/// Ask for the memory of `place` without waiting for it.
+#[inline(always)]
+#[allow(unsafe_code)]
+fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch changes nothing but the caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// The key of `text[start..end]`, 1 to `SHORT` bytes: 16 bytes are read at once where the text goes on that far.
@@ -130,5 +172,6 @@ fn key_of(text: &[u8], start: usize, end: usize) -> Key {
             u128::from_le_bytes(sixteen)
         }
     };
-    sixteen & ((1 << (8 * len)) - 1) | (len as u128) << 120
+    let key = sixteen & ((1 << (8 * len)) - 1) | (len as u128) << 120;
+    [key as u64, (key >> 64) as u64]
 }
