@@ -27,7 +27,7 @@ const NONE: u32 = u32::MAX;
 struct Merges {
     byte_ids: [u32; 256],
     byte_pairs: Box<[u32]>, // [left byte * 256 + right byte]: the first round of every word, without hashing
-    slots: Vec<(u64, u32)>, // (left << 32 | right, joined), open addressing; joined = NONE: free
+    slots: Vec<(u32, u32)>, // (right, joined), open addressing by the hash of (left, right); joined = NONE: free
     parts: Vec<(u32, u32)>, // by id: the pair that is joined into it, (NONE, NONE) where none is
     lens: Vec<u32>,         // by id: bytes
 }
@@ -42,7 +42,7 @@ impl Merges {
         let mut merges = Merges {
             byte_ids: [NONE; 256],
             byte_pairs: vec![NONE; 1 << 16].into(),
-            slots: vec![(0, NONE); (2 * tokens.len()).next_power_of_two()],
+            slots: vec![(0, NONE); (3 * tokens.len()).next_power_of_two()],
             parts: vec![(NONE, NONE); tokens.len()],
             lens: tokens.iter().map(|token| token.len() as u32).collect(),
         };
@@ -73,29 +73,29 @@ impl Merges {
         }
     }
 
+    /// The first slot to look at for a pair.
     #[inline(always)]
-    fn slot_of(&self, key: u64) -> usize {
+    fn slot_of(&self, left: u32, right: u32) -> usize {
+        let key = u64::from(left) << 32 | u64::from(right);
         (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.slots.len() - 1)
     }
 
     fn insert(&mut self, left: u32, right: u32, joined: u32) {
         self.parts[joined as usize] = (left, right);
-        let key = u64::from(left) << 32 | u64::from(right);
-        let mut at = self.slot_of(key);
+        let mut at = self.slot_of(left, right);
         while self.slots[at].1 != NONE {
             at = (at + 1) & (self.slots.len() - 1);
         }
-        self.slots[at] = (key, joined);
+        self.slots[at] = (right, joined);
     }
 
     /// The token that `left` and `right` make, or NONE.
     #[inline(always)]
     fn get(&self, left: u32, right: u32) -> u32 {
-        let key = u64::from(left) << 32 | u64::from(right);
-        let mut at = self.slot_of(key);
+        let mut at = self.slot_of(left, right);
         loop {
-            let (found, joined) = self.slots[at];
-            if found == key || joined == NONE {
+            let (its_right, joined) = self.slots[at];
+            if joined == NONE || its_right == right && self.parts[joined as usize].0 == left {
                 return joined;
             }
             at = (at + 1) & (self.slots.len() - 1);
@@ -110,7 +110,7 @@ impl Merges {
     /// Leave the ids of a word in `scratch.ids`. Returns how many places in it were looked at.
     fn join(&self, word: &[u8], scratch: &mut Scratch) -> u64 {
         if word.len() <= FEW {
-            self.join_few(word, &mut scratch.ids, &mut scratch.joined)
+            self.join_few(word, &mut scratch.ids)
         } else {
             let queue = scratch.queue.get_or_insert_with(|| Queue::new(self.parts.len()));
             self.join_many(word, queue, &mut scratch.ids)
@@ -118,33 +118,50 @@ impl Merges {
     }
 
     /// For words of a few bytes: the lowest rank is searched anew for each join.
-    fn join_few(&self, word: &[u8], ids: &mut Vec<u32>, joined: &mut Vec<u32>) -> u64 {
-        ids.clear();
-        ids.extend(word.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
-        joined.clear(); // what each id makes with the next one
-        joined.extend(word.windows(2).map(|two| self.byte_pairs[usize::from(two[0]) << 8 | usize::from(two[1])]));
+    fn join_few(&self, word: &[u8], ids: &mut Vec<u32>) -> u64 {
+        // By the place of a token's first byte: its id, what it makes with the next one, and where the next one and
+        // the one before begin. (The place behind the word is there, so that it can be written to.)
+        let (mut id, mut joined) = ([NONE; FEW + 1], [NONE; FEW + 1]);
+        let (mut next, mut before) = ([0u8; FEW + 1], [0u8; FEW + 1]);
+        let n = word.len();
+        for (i, &byte) in word.iter().enumerate() {
+            id[i] = self.byte_ids[usize::from(byte)];
+            (next[i], before[i + 1]) = (i as u8 + 1, i as u8);
+        }
+        for (i, two) in word.windows(2).enumerate() {
+            joined[i] = self.byte_pairs[usize::from(two[0]) << 8 | usize::from(two[1])];
+        }
         let mut steps = 0;
         loop {
-            steps += joined.len() as u64;
+            steps += n as u64;
             let (mut at, mut lowest) = (0, NONE);
-            for (i, &id) in joined.iter().enumerate() {
+            for (i, &id) in joined[..n].iter().enumerate() {
                 if id < lowest {
                     (at, lowest) = (i, id);
                 }
             }
             if lowest == NONE {
-                return steps;
+                break;
             }
-            ids[at] = lowest;
-            ids.remove(at + 1);
-            joined.remove(at);
+            let middle = usize::from(next[at]);
+            let end = usize::from(next[middle]);
+            id[at] = lowest;
+            joined[middle] = NONE;
+            next[at] = end as u8;
+            before[end] = at as u8;
+            joined[at] = if end < n { self.get(lowest, id[end]) } else { NONE };
             if at > 0 {
-                joined[at - 1] = self.get(ids[at - 1], lowest);
-            }
-            if at < joined.len() {
-                joined[at] = self.get(lowest, ids[at + 1]);
+                let left = usize::from(before[at]);
+                joined[left] = self.get(id[left], lowest);
             }
         }
+        ids.clear();
+        let mut at = 0;
+        while at < n {
+            ids.push(id[at]);
+            at = usize::from(next[at]);
+        }
+        steps
     }
 
     /// For words of any length, by the queue: each byte and each join adds at most two places to look at.
@@ -208,7 +225,6 @@ const FEW: usize = 48;
 #[derive(Default)]
 struct Scratch {
     ids: Vec<u32>, // the result
-    joined: Vec<u32>,
     queue: Option<Queue>,
 }
 
@@ -323,7 +339,7 @@ impl Encoder {
         out: &mut Vec<u32>,
     ) -> Result<(), String> {
         let (merges, text_bytes) = (&self.merges, text.as_bytes());
-        let mut encoding = Encoding { merges, text: text_bytes, cache, out, sought: Default::default(), waiting: 0 };
+        let mut encoding = Encoding { merges, text: text_bytes, cache, out, sought: [Sought::default(); AHEAD], waiting: 0 };
         splitter.split(text, &mut encoding)?;
         encoding.encode();
         Ok(())

@@ -16,7 +16,7 @@ use pyo3::types::{PyIterator, PyString};
 use crate::value_error;
 
 /// A batch holds texts of about so many bytes in all (or one longer text).
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 1 << 18;
 /// Ctrl-C is looked for, and progress told, this often.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -31,7 +31,8 @@ pub struct Batch {
 impl Batch {
     /// The next texts of the iterator, and whether there may be more of them.
     fn take(iterator: &mut Bound<'_, PyIterator>, number: usize) -> PyResult<(Self, bool)> {
-        let mut batch = Batch { number, buffer: String::new(), ends: Vec::new() };
+        let capacity = if number == 0 { 0 } else { BATCH_BYTES }; // the first may be the last, and small
+        let mut batch = Batch { number, buffer: String::with_capacity(capacity), ends: Vec::new() };
         while batch.buffer.len() < BATCH_BYTES {
             let Some(text) = iterator.next() else { return Ok((batch, false)) };
             let text = text?;

@@ -208,16 +208,16 @@ impl Tokenizer {
         let done = feed::feed(
             texts,
             feed::threads(num_threads),
-            || (self.encoder.splitter().another(), Vec::new()),
-            |(splitter, done), batch| {
+            || (self.encoder.splitter().another(), Vec::new(), Vec::new()),
+            |(splitter, ids, done), batch| {
+                ids.clear();
                 let mut encoded = Encoded { batch: batch.number, ids: Vec::new(), ends: Vec::new() };
                 self.encoder.with_cache(|cache| {
-                    let mut ids = Vec::new();
                     for text in batch.texts() {
-                        self.encoder.encode(splitter, text, cache, &mut ids)?;
+                        self.encoder.encode(splitter, text, cache, ids)?;
                         encoded.ends.push(ids.len());
                     }
-                    encoded.ids = narrow(&ids, width);
+                    encoded.ids = narrow(ids, width);
                     Ok::<(), String>(())
                 })?;
                 done.push(encoded);
@@ -225,7 +225,7 @@ impl Tokenizer {
             },
             || py.check_signals(),
         )?;
-        let mut done: Vec<Encoded> = done.into_iter().flat_map(|(_, done)| done).collect();
+        let mut done: Vec<Encoded> = done.into_iter().flat_map(|(.., done)| done).collect();
         done.sort_by_key(|encoded| encoded.batch);
         let mut offsets = vec![0u64];
         for encoded in &done {

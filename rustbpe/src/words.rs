@@ -23,6 +23,7 @@ pub struct WordMap<V> {
 }
 
 #[derive(Clone, Copy, Default)]
+#[repr(align(32))] // so that no slot lies in two cache lines
 struct Slot<V> {
     key: Key,
     value: V,
