@@ -5,14 +5,15 @@ Floor 0: imports nothing of ours. There is nothing to run here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -124,6 +125,30 @@ def progress(items: Iterable[T], total: int | None = None, description: str = ""
     from rich.progress import track
 
     yield from track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def stage_progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """`tell(stage, done, total)` for work that counts for itself: a bar for each stage, where `progress` shows one too.
+
+    A stage whose total is None is shown as a running number: `counting 1,234,567`.
+    """
+    if get_dist_info()[1] != 0 or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description} {task.completed:,.0f}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
 
 
 class DummyWandb:

@@ -107,9 +107,9 @@ class _TextSource:
         documents: list[np.ndarray] = []
         size, stop = 0, unit
         while stop < len(order) and size < WINDOW_ROWS * self.T:
-            for ids in self.tokenizer.encode(read_unit(self.units[order[stop]]), num_threads=self.threads):
-                documents.append(np.asarray(ids, np.int32))  # at once: a list of ints is nine times as large
-                size += len(ids) + 1
+            encoded = self.tokenizer.encode_batch(read_unit(self.units[order[stop]]), self.threads)
+            documents += encoded.rows()
+            size += len(encoded.ids) + len(encoded.offsets) - 1  # a BOS each
             stop += 1
         rng = _rng(WINDOW, self.seed, epoch, unit)
         documents = [documents[i] for i in rng.permutation(len(documents))]  # so neighbours in a file part

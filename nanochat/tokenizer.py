@@ -1,10 +1,11 @@
 """Text to ids and back: byte-pair encoding, and the one rendering of conversations with their supervision mask.
 
 Two classes differ only in who learns the merges: `RustBPETokenizer` (our crate `rustbpe`) and `HuggingFaceTokenizer`
-(the `tokenizers` library, for machines without a Rust toolchain). Both encode through tiktoken and are saved in one
-format: a directory with `tokenizer.tiktoken` (a line per token: base64 of its bytes, its rank) and
-`tokenizer_config.json` (split pattern, special tokens, trainer, SHA-256). Ids: 0..255 the bytes, then the merges in
-the order they were learned, then the special tokens.
+(the `tokenizers` library, for machines without a Rust toolchain). Both encode single texts through tiktoken and many
+at once through `rustbpe`, where it is built: the ids are the same. Both are saved in one format: a directory with
+`tokenizer.tiktoken` (a line per token: base64 of its bytes, its rank) and `tokenizer_config.json` (split pattern,
+special tokens, trainer, SHA-256). Ids: 0..255 the bytes, then the merges in the order they were learned, then the
+special tokens.
 
 Text from people or data is always encoded as ordinary text: typing `<|bos|>` never makes the special token.
 
@@ -16,13 +17,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import tiktoken
 
 from nanochat.common import UserError, atomic_write, get_base_dir, print0
+from nanochat.conversation import assistant_parts, checked_messages
 
 SPECIAL_TOKENS = [
     "<|bos|>",  # begins every document and conversation
@@ -62,8 +69,8 @@ SPACE_BLOCK = 16_384
 def _parts(text: str) -> list[str]:
     """`text` cut so that no part holds a whitespace run long enough to make tiktoken panic.
 
-    Text without a whitespace run of 16 384 characters is never cut, so its ids are those of plain tiktoken; text
-    with one still decodes to itself, only the tokens inside the run may differ.
+    Text without a whitespace run of 16 384 characters is never cut. Where `rustbpe` is built, text with one goes
+    through that, uncut; else the tokens inside the run may differ, and the text still decodes to itself.
     """
     if len(text) < SPACE_BLOCK:
         return [text]
@@ -91,38 +98,22 @@ def _valid_unicode(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-# ------------------------------------------------------------------------------------------------ conversations
-
-
-def _checked_messages(conversation: dict) -> list[tuple[str, str | list]]:
-    """`(role, content)` pairs: user, assistant, user, ...; a first system message is merged into the first user's.
-
-    The conversation itself is left as it is.
-    """
-    messages = conversation.get("messages") if isinstance(conversation, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise UserError('the conversation is empty: it needs {"messages": [{"role": "user", "content": "..."}, ...]}')
-    if not all(isinstance(m, dict) and "role" in m and "content" in m for m in messages):
-        raise UserError('a message of the conversation lacks "role" or "content"')
-    turns = [(m["role"], m["content"]) for m in messages]
-    for i, (role, content) in enumerate(turns):
-        if role not in ("system", "user", "assistant"):
-            raise UserError(f"message {i} has the unknown role {role!r}: use user or assistant (or system, first)")
-        if role != "assistant" and not isinstance(content, str):
-            raise UserError(f"message {i}: the content of a {role} message must be a string")
-    if turns[0][0] == "system":
-        if len(turns) == 1:
-            raise UserError("the conversation has only a system message: a user message must follow it")
-        if turns[1][0] == "user":
-            turns[:2] = [("user", f"{turns[0][1]}\n\n{turns[1][1]}")]
-    for i, (role, _) in enumerate(turns):
-        wanted = "assistant" if i % 2 else "user"
-        if role != wanted:
-            raise UserError(f"turn {i} of the conversation is from {role}, not {wanted}: the two must alternate")
-    return turns
-
-
 # ---------------------------------------------------------------------------------------------------- tokenizer
+
+
+OnProgress = Callable[[str, int, "int | None"], None]
+
+
+class EncodedBatch(NamedTuple):
+    """Text i has the ids `ids[offsets[i] : offsets[i + 1]]`."""
+
+    ids: np.ndarray  # uint16 for vocabularies of up to 65 536 tokens, else uint32
+    offsets: np.ndarray  # (texts + 1,) int64
+
+    def rows(self) -> list[np.ndarray]:
+        """The ids of each text, as views."""
+        bounds = self.offsets.tolist()
+        return [self.ids[begin:end] for begin, end in zip(bounds, bounds[1:])]
 
 
 class RustBPETokenizer:
@@ -142,29 +133,31 @@ class RustBPETokenizer:
 
     @classmethod
     def train_from_iterator(
-        cls, texts: Iterable[str], vocab_size: int, pattern: str = SPLIT_PATTERN
+        cls, texts: Iterable[str], vocab_size: int, pattern: str = SPLIT_PATTERN, on_progress: OnProgress | None = None
     ) -> RustBPETokenizer:
         """Learn a vocabulary of `vocab_size` ids in all, special tokens included, from texts read once.
 
-        A corpus with fewer distinct pairs than that gives a smaller vocabulary and a warning.
+        A corpus with fewer distinct pairs than that gives a smaller vocabulary and a warning. `on_progress(stage, done,
+        total)` hears ten times a second how far it is: ("counting", words, None), then ("merging", merges, wanted).
         """
         num_ranks = vocab_size - len(SPECIAL_TOKENS)
         if num_ranks < 256:
             least = 256 + len(SPECIAL_TOKENS)
             raise UserError(f"--vocab_size={vocab_size} is too small: the bytes and special tokens alone need {least}")
-        ranks = cls._learn((_valid_unicode(text) for text in texts), num_ranks, pattern)
+        ranks = cls._learn(texts, num_ranks, pattern, on_progress)
         return cls(ranks, pattern, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
 
     @staticmethod
-    def _learn(texts: Iterator[str], num_ranks: int, pattern: str) -> dict[bytes, int]:
-        try:
-            from rustbpe import Tokenizer  # absent without a Rust toolchain: everything but this method works then
-        except ImportError as e:
+    def _learn(
+        texts: Iterable[str], num_ranks: int, pattern: str, on_progress: OnProgress | None
+    ) -> dict[bytes, int]:
+        trainer = _rust_tokenizer()
+        if trainer is None:
             raise UserError(
                 "rustbpe is not built: `maturin develop --release -m rustbpe/Cargo.toml`, or use --trainer=huggingface"
-            ) from e
-        tokenizer = Tokenizer()
-        tokenizer.train_from_iterator(texts, num_ranks, pattern=pattern)
+            )
+        tokenizer = trainer()
+        tokenizer.train_from_iterator(texts, num_ranks, pattern=pattern, progress=on_progress)
         return dict(tokenizer.get_mergeable_ranks())
 
     # ------------------------------------------------------------------------------------------- save and load
@@ -255,15 +248,7 @@ class RustBPETokenizer:
         after = [] if append is None else [self._id_of(append)]
         if isinstance(text, str):
             return before + self._encode_ordinary(text) + after
-        parts = [_parts(one) for one in text]
-        encoded = iter(self._encoding.encode_ordinary_batch([p for one in parts for p in one], num_threads=num_threads))
-        rows = []
-        for one in parts:
-            row = list(before)
-            for _ in one:
-                row += next(encoded)
-            rows.append(row + after)
-        return rows
+        return [before + row.tolist() + after for row in self.encode_batch(text, num_threads).rows()]
 
     __call__ = encode
 
@@ -271,10 +256,39 @@ class RustBPETokenizer:
         return self.encode_special(token) if isinstance(token, str) else int(token)
 
     def _encode_ordinary(self, text: str) -> list[int]:
+        parts = _parts(text)
+        if len(parts) > 1 and self._bulk is not None:
+            return self._bulk.encode(text)  # which needs no cuts
         ids: list[int] = []
-        for part in _parts(text):
+        for part in parts:
             ids += self._encoding.encode_ordinary(part)
         return ids
+
+    @cached_property
+    def _bulk(self) -> Any:
+        """This vocabulary in `rustbpe`, None where that is not built."""
+        tokenizer = _rust_tokenizer()
+        return None if tokenizer is None else tokenizer.from_ranks(self._ranks, self.pattern)
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> EncodedBatch:
+        """Ids of many texts in one flat array, without a Python object per token; `num_threads` 0: all cores.
+
+        `encode_batch(["ab", "", "c"])` -> ids [97, 98, 99] uint16, offsets [0, 2, 2, 3]
+        """
+        dtype = np.uint16 if self.get_vocab_size() <= 2**16 else np.uint32
+        if self._bulk is not None:
+            ids, offsets = self._bulk.encode_batch(texts, num_threads=num_threads)
+            ids = np.frombuffer(ids, np.uint16 if len(self._ranks) <= 2**16 else np.uint32)
+            return EncodedBatch(ids.astype(dtype, copy=False), np.frombuffer(offsets, np.int64))
+        parts = [_parts(text) for text in texts]
+        encoded = iter(self._encoding.encode_ordinary_batch(
+            [part for one in parts for part in one], num_threads=num_threads or os.cpu_count() or 1
+        ))
+        rows = [[np.asarray(next(encoded), dtype) for _ in one] for one in parts]
+        lengths = [sum(map(len, row)) for row in rows]
+        flat = [array for row in rows for array in row]
+        ids = np.concatenate(flat) if flat else np.zeros(0, dtype)
+        return EncodedBatch(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Special tokens show as their names."""
@@ -304,12 +318,13 @@ class RustBPETokenizer:
             return [self._special[name]]
 
         add(special("<|bos|>"), 0)
-        for role, content in _checked_messages(conversation):
+        for role, content in checked_messages(conversation):
             if role == "user":
                 add(special("<|user_start|>") + self._encode_ordinary(content) + special("<|user_end|>"), 0)
                 continue
             add(special("<|assistant_start|>"), 0)
-            for kind, tokens in self._assistant_parts(content):
+            for kind, text in assistant_parts(content):
+                tokens = self._encode_ordinary(text)
                 if kind == "python":
                     add(special("<|python_start|>") + tokens + special("<|python_end|>"), 1)
                 elif kind == "python_output":
@@ -319,22 +334,9 @@ class RustBPETokenizer:
             add(special("<|assistant_end|>"), 1)
         return ids[:max_tokens], mask[:max_tokens]
 
-    def _assistant_parts(self, content: str | list[dict]) -> Iterator[tuple[str, list[int]]]:
-        """`(kind, ids)` of each part of an assistant message; a plain string is one part of text."""
-        if not isinstance(content, (str, list)):
-            raise UserError("the content of an assistant message must be a string or a list of parts")
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
-            if kind not in ("text", "python", "python_output") or not isinstance(text, str):
-                raise UserError(
-                    f'part {str(part)[:60]!r} of an assistant message: expected {{"type": "text", "python" or '
-                    '"python_output", "text": string}'
-                )
-            yield kind, self._encode_ordinary(text)
-
     def render_for_completion(self, conversation: dict) -> list[int]:
         """Ids that ask for the last assistant message: it is dropped, the ids end with <|assistant_start|>."""
-        turns = _checked_messages(conversation)
+        turns = checked_messages(conversation)
         if turns[-1][0] == "assistant":
             turns = turns[:-1]
         messages = [{"role": role, "content": content} for role, content in turns]
@@ -356,7 +358,9 @@ class HuggingFaceTokenizer(RustBPETokenizer):
     trainer_name = "huggingface"
 
     @staticmethod
-    def _learn(texts: Iterator[str], num_ranks: int, pattern: str) -> dict[bytes, int]:
+    def _learn(
+        texts: Iterable[str], num_ranks: int, pattern: str, on_progress: OnProgress | None
+    ) -> dict[bytes, int]:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -365,9 +369,10 @@ class HuggingFaceTokenizer(RustBPETokenizer):
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
-        trainer = trainers.BpeTrainer(vocab_size=num_ranks, show_progress=False, initial_alphabet=alphabet)
+        bar = on_progress is not None and sys.stderr.isatty()  # the library has one of its own
+        trainer = trainers.BpeTrainer(vocab_size=num_ranks, show_progress=bar, initial_alphabet=alphabet)
         # cut at huge runs of whitespace: the library's time grows with the square of a word's length
-        trained.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
+        trained.train_from_iterator((part for text in texts for part in _parts(_valid_unicode(text))), trainer)
         # The library writes each byte as a printable character, in an order of its own; we give the bytes 0..255.
         byte_of = byte_level_characters()
         ranks = {bytes([b]): b for b in range(256)}
@@ -392,12 +397,19 @@ def byte_level_characters() -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------- which one, where
 
 
+def _rust_tokenizer() -> Any:
+    """The class `rustbpe.Tokenizer`, None where there was no Rust toolchain to build it."""
+    try:
+        from rustbpe import Tokenizer  # not `import rustbpe`: the source folder alone would satisfy that
+    except ImportError:
+        return None
+    return Tokenizer
+
+
 def pick_tokenizer_class(trainer: str = "auto") -> type[RustBPETokenizer]:
     """The class for `trainer`: "rust", "huggingface", or "auto" = rust where it is built (a printed line where not)."""
     if trainer == "auto":
-        try:
-            from rustbpe import Tokenizer  # noqa: F401 (not `import rustbpe`: the source folder alone would satisfy that)
-        except ImportError:
+        if _rust_tokenizer() is None:
             print0("rustbpe is not built: the tokenizer trains through HuggingFace tokenizers (same format, slower)")
             return HuggingFaceTokenizer
         return RustBPETokenizer

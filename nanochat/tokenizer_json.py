@@ -21,8 +21,8 @@ Where the two must differ:
   never makes such a message). There the template raises if the text's last character may have several tokens.
 * Patterns. `tokenizers` splits by another regex engine. The patterns of `split_pattern` mean the same to both; one with
   `$`, `^` or `{1,3}+` doesn't (lines, not the whole text; a repeat, not a possessive match) and is not exported.
-* Runs of 16 384 and more whitespace characters (ours cuts them; see `tokenizer._parts`), lone surrogates (refused by
-  `tokenizers`), and characters that the Unicode version of another release of `tokenizers` does not know yet.
+* Lone surrogates (refused by `tokenizers`), characters that the Unicode version of another release of `tokenizers` does
+  not know yet, and, where `rustbpe` is not built, runs of 16 384 and more whitespace characters (`tokenizer._parts`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from nanochat import configurator
-from nanochat.common import check_at_least, get_base_dir, print0, progress
+from nanochat.common import check_at_least, get_base_dir, print0, stage_progress
 from nanochat.dataset import text_iterator
 from nanochat.report import get_report
 from nanochat.tokenizer import RustBPETokenizer, pick_tokenizer_class, split_pattern
@@ -84,9 +84,10 @@ def main(config: Config) -> None:
     started = time.perf_counter()
     tokenizer_class = pick_tokenizer_class(config.trainer)
     texts = Counter(text_iterator(config.data, "train", max_chars=config.max_chars, doc_cap=config.doc_cap))
-    tokenizer = tokenizer_class.train_from_iterator(
-        progress(texts, description="reading"), config.vocab_size, split_pattern(config.max_digits)
-    )
+    with stage_progress() as tell:
+        tokenizer = tokenizer_class.train_from_iterator(
+            texts, config.vocab_size, split_pattern(config.max_digits), on_progress=tell
+        )
     seconds = time.perf_counter() - started
     check_round_trip(tokenizer)
     folder = get_base_dir() / "tokenizer"

@@ -235,13 +235,13 @@ def test_template_renders_as_we_do(ours, theirs, conversation):
             theirs.apply_chat_template(conversation["messages"])
         return
     result = theirs.apply_chat_template(conversation["messages"], return_assistant_tokens_mask=True)
-    ids, mask = ours.render_conversation(joined(conversation), max_tokens=None)
+    ids, mask = ours.render_conversation(conversation, max_tokens=None)
     assert result["input_ids"] == ids
     assert result["assistant_masks"] == mask
     assert theirs.apply_chat_template(conversation["messages"])["input_ids"] == ids  # rendered without the tracker
     assert theirs.apply_chat_template(conversation["messages"], tokenize=False) == ours.decode(ids)
     prompt = theirs.apply_chat_template(conversation["messages"], add_generation_prompt=True)["input_ids"]
-    assert prompt == ours.render_for_completion(joined(conversation))
+    assert prompt == ours.render_for_completion(conversation)
     assert conversation == before
 
 
