@@ -361,6 +361,7 @@ def test_encoding_takes_linear_time(pattern, unit):
         ([*((bytes([b]), b) for b in range(256)), (b"ab", 257)], "rank 257 occurs twice, or a rank below"),
         ([*((bytes([b]), b) for b in range(256)), (b"ab", 255)], "rank 255 occurs twice"),
         ([*((bytes([b]), b) for b in range(256)), (b"", 256)], "token 256 is empty"),
+        ([*((bytes([b]), b) for b in range(256)), (b"ab", 256), (b"ab", 257)], "tokens 256 and 257 are the same"),
         ([*((bytes([b]), b) for b in range(256)), (b"abc", 256), (b"ab", 257)], "before its own parts, 257 and 99"),
     ],
 )

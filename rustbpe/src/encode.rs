@@ -15,6 +15,8 @@
 
 use std::sync::Mutex;
 
+use ahash::AHashMap;
+
 use crate::split::{Splitter, Visitor};
 use crate::words::{Sought, WordMap, AHEAD};
 
@@ -42,10 +44,16 @@ impl Merges {
         let mut merges = Merges {
             byte_ids: [NONE; 256],
             byte_pairs: vec![NONE; 1 << 16].into(),
-            slots: vec![(0, NONE); (3 * tokens.len()).next_power_of_two()],
+            slots: vec![(0, NONE); (2 * tokens.len()).next_power_of_two()],
             parts: vec![(NONE, NONE); tokens.len()],
             lens: tokens.iter().map(|token| token.len() as u32).collect(),
         };
+        let mut seen = AHashMap::with_capacity(tokens.len());
+        for (id, token) in tokens.iter().enumerate() {
+            if let Some(other) = seen.insert(token.as_slice(), id) {
+                return Err(format!("tokens {other} and {id} are the same"));
+            }
+        }
         let mut scratch = Scratch::default();
         let mut by_len: Vec<u32> = (0..tokens.len() as u32).collect();
         by_len.sort_by_key(|&id| tokens[id as usize].len());
@@ -338,6 +346,9 @@ impl Encoder {
         cache: &mut Cache,
         out: &mut Vec<u32>,
     ) -> Result<(), String> {
+        if text.len() > u32::MAX as usize {
+            return Err("a text of more than 4 GB: cut it".to_owned()); // places in a word have 32 bits
+        }
         let (merges, text_bytes) = (&self.merges, text.as_bytes());
         let mut encoding = Encoding { merges, text: text_bytes, cache, out, sought: [Sought::default(); AHEAD], waiting: 0 };
         splitter.split(text, &mut encoding)?;

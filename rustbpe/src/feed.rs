@@ -4,8 +4,9 @@
 //! batches. The GIL is let go whenever there is something to wait for, and Ctrl-C is looked for ten times a second. A
 //! few batches exist at a time, however long the iterator is.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ const BATCH_BYTES: usize = 1 << 18;
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Some texts, one behind the other in one buffer.
+#[derive(Default)]
 pub struct Batch {
     /// 0, 1, 2, ... in the order of the iterator.
     pub number: usize,
@@ -29,10 +31,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The next texts of the iterator, and whether there may be more of them.
-    fn take(iterator: &mut Bound<'_, PyIterator>, number: usize) -> PyResult<(Self, bool)> {
-        let capacity = if number == 0 { 0 } else { BATCH_BYTES }; // the first may be the last, and small
-        let mut batch = Batch { number, buffer: String::with_capacity(capacity), ends: Vec::new() };
+    /// The next texts of the iterator, in the memory of a batch that is done with, and whether there may be more.
+    fn take(iterator: &mut Bound<'_, PyIterator>, number: usize, old: Option<Batch>) -> PyResult<(Self, bool)> {
+        let mut batch = old.unwrap_or_default();
+        batch.number = number;
+        batch.buffer.clear();
+        batch.ends.clear();
         while batch.buffer.len() < BATCH_BYTES {
             let Some(text) = iterator.next() else { return Ok((batch, false)) };
             let text = text?;
@@ -95,7 +99,7 @@ pub fn feed<S: Send>(
         return Err(PyTypeError::new_err("texts must be an iterable of str, not one str: wrap it in a list"));
     }
     let mut iterator = texts.try_iter()?;
-    let (first, more) = Batch::take(&mut iterator, 0)?;
+    let (first, more) = Batch::take(&mut iterator, 0, None)?;
     if !more {
         return py.detach(|| {
             let mut state = new_state();
@@ -105,6 +109,7 @@ pub fn feed<S: Send>(
     }
     let (sender, receiver) = sync_channel::<Batch>(num_threads);
     let receiver = Mutex::new(receiver);
+    let (give_back, done) = channel::<Batch>(); // memory that is fresh from the system costs more than the copying
     let stop = AtomicBool::new(false); // set: batches are still taken, so that nobody waits for ever, but not worked on
     let worker = || {
         let (mut state, mut result) = (new_state(), Ok(()));
@@ -112,9 +117,12 @@ pub fn feed<S: Send>(
             let batch = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(batch) = batch else { return result.map(|()| state) };
             if !stop.load(Ordering::Relaxed) {
-                result = work(&mut state, &batch);
+                // A worker that panicked would leave this thread waiting for somebody to take the next batch.
+                let worked = catch_unwind(AssertUnwindSafe(|| work(&mut state, &batch)));
+                result = worked.unwrap_or_else(|_| Err("a worker thread panicked: please report this".to_owned()));
                 stop.fetch_or(result.is_err(), Ordering::Relaxed);
             }
+            let _ = give_back.send(batch);
         }
     };
     std::thread::scope(|scope| {
@@ -131,7 +139,7 @@ pub fn feed<S: Send>(
                 if !more || stop.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                (next, more) = Batch::take(&mut iterator, number)?;
+                (next, more) = Batch::take(&mut iterator, number, done.try_recv().ok())?;
             }
         };
         let sent = send_all();
@@ -139,7 +147,6 @@ pub fn feed<S: Send>(
         drop(sender);
         let states: Vec<_> = py.detach(|| workers.into_iter().map(|worker| worker.join()).collect());
         sent?;
-        let panicked = |_| PyRuntimeError::new_err("a worker thread panicked: please report this");
-        states.into_iter().map(|state| state.map_err(panicked)?.map_err(value_error)).collect()
+        states.into_iter().map(|state| state.expect("a worker catches its panics").map_err(value_error)).collect()
     })
 }

@@ -22,6 +22,7 @@ use std::collections::BinaryHeap;
 use ahash::AHashMap;
 
 use crate::count::WordCounts;
+use crate::words::prefetch;
 
 pub type Pair = (u32, u32);
 
@@ -30,6 +31,9 @@ const NONE: u32 = u32::MAX;
 
 /// After a count of all pairs, those with at least 1/FLOOR_RATIO of the highest count are kept.
 const FLOOR_RATIO: u64 = 256;
+
+/// So many places ahead memory is asked for a word.
+const AHEAD: usize = 16;
 
 #[derive(Clone, Copy)]
 struct Slot {
@@ -223,7 +227,11 @@ impl Learner<'_> {
 
         let slots = &mut self.words.slots;
         let [before, behind] = &mut self.sides;
-        for &place in &self.places[first..first + len] {
+        let places = &self.places[first..first + len];
+        for (i, &place) in places.iter().enumerate() {
+            if let Some(&later) = places.get(i + AHEAD) {
+                prefetch(&slots[later as usize]); // the array is too large for the caches
+            }
             let place = place as usize;
             let (middle, end) = (place + left_len, place + left_len + right_len);
             if slots[place].id != left || slots[middle].id != right {

@@ -150,7 +150,7 @@ impl<V: Copy + Default> WordMap<V> {
 /// Ask for the memory of `place` without waiting for it.
 #[inline(always)]
 #[allow(unsafe_code)]
-fn prefetch<T>(place: &T) {
+pub fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch changes nothing but the caches, whatever the address.
     unsafe {
