@@ -19,7 +19,8 @@ impl WordCounts {
     /// Add the words of one text; returns how many there were.
     pub fn add(&mut self, splitter: &Splitter, text: &str) -> Result<u64, String> {
         let (text_bytes, counts) = (text.as_bytes(), &mut self.counts);
-        let mut counter = Counter { text: text_bytes, counts, sought: [Sought::default(); AHEAD], waiting: 0, words: 0 };
+        let mut counter =
+            Counter { text: text_bytes, counts, sought: [Sought::default(); AHEAD], waiting: 0, words: 0 };
         splitter.split(text, &mut counter)?;
         counter.count();
         Ok(counter.words)

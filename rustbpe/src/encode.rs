@@ -238,9 +238,9 @@ struct Scratch {
 
 /// A word while it is joined, and the places of each rank that waits to be joined.
 struct Queue {
-    ids: Vec<u32>,            // a slot a byte: a token's id in the slots of its first and last byte, NONE at both ends
-    buckets: Vec<Vec<u32>>,   // by rank: the places of left halves, ascending; some out of date
-    waiting: [Vec<u64>; 2],   // a bit a bucket: not empty; and a bit for each 64 of those
+    ids: Vec<u32>, // a slot a byte: a token's id in the slots of its first and last byte, NONE at both ends
+    buckets: Vec<Vec<u32>>, // by rank: the places of left halves, ascending; some out of date
+    waiting: [Vec<u64>; 2], // a bit a bucket: not empty; and a bit for each 64 of those
 }
 
 impl Queue {
@@ -339,18 +339,10 @@ impl Encoder {
     }
 
     /// Append the ids of `text` to `out`. `splitter` is this thread's own, `another` of `self.splitter()`.
-    pub fn encode(
-        &self,
-        splitter: &Splitter,
-        text: &str,
-        cache: &mut Cache,
-        out: &mut Vec<u32>,
-    ) -> Result<(), String> {
-        if text.len() > u32::MAX as usize {
-            return Err("a text of more than 4 GB: cut it".to_owned()); // places in a word have 32 bits
-        }
+    pub fn encode(&self, splitter: &Splitter, text: &str, cache: &mut Cache, out: &mut Vec<u32>) -> Result<(), String> {
         let (merges, text_bytes) = (&self.merges, text.as_bytes());
-        let mut encoding = Encoding { merges, text: text_bytes, cache, out, sought: [Sought::default(); AHEAD], waiting: 0 };
+        let mut encoding =
+            Encoding { merges, text: text_bytes, cache, out, sought: [Sought::default(); AHEAD], waiting: 0 };
         splitter.split(text, &mut encoding)?;
         encoding.encode();
         Ok(())
@@ -399,7 +391,7 @@ impl Encoding<'_> {
     #[inline(never)]
     fn encode_new(&mut self, i: usize) {
         let (sought, cache) = (&self.sought[i], &mut *self.cache);
-        let word = &self.text[sought.start..sought.end];
+        let word = &self.text[sought.range()];
         cache.steps += self.merges.join(word, &mut cache.scratch);
         let ids = &cache.scratch.ids;
         self.out.extend_from_slice(ids);

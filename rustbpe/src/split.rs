@@ -40,8 +40,7 @@ impl Splitter {
         let engine = match Gpt4::from_pattern(pattern) {
             Some(gpt4) => Engine::Gpt4(gpt4),
             None => Engine::Regex(Box::new(
-                Regex::new(pattern)
-                    .map_err(|e| format!("the split pattern is not a valid regular expression: {e}"))?,
+                Regex::new(pattern).map_err(|e| format!("the split pattern is not a valid regular expression: {e}"))?,
             )),
         };
         Ok(Splitter { pattern: pattern.to_owned(), engine })
@@ -63,6 +62,9 @@ impl Splitter {
     /// Tell `visitor` of every word of `text`, in order.
     #[inline]
     pub fn split(&self, text: &str, visitor: &mut impl Visitor) -> Result<(), String> {
+        if u32::try_from(text.len()).is_err() {
+            return Err("a text of more than 4 GB: cut it".to_owned()); // places in a text have 32 bits
+        }
         match &self.engine {
             Engine::Gpt4(gpt4) => {
                 let (mut letters, mut start) = (Letters::of(text.as_bytes(), 0), 0);
@@ -290,11 +292,11 @@ impl Letters {
 fn ascii_letters(block: &[u8; 64]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     let mut bits = 0;
-    for (k, eight) in block.as_chunks::<8>().0.iter().enumerate() {
-        let eight = u64::from_le_bytes(*eight);
-        let low = (eight | 0x20 * ONES) & 0x7f * ONES;
+    for (k, eight) in block.chunks_exact(8).enumerate() {
+        let eight = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
+        let low = (eight | (0x20 * ONES)) & (0x7f * ONES);
         let letter = (low + 0x1f * ONES) & !(low + 0x05 * ONES) & !eight & (0x80 * ONES);
-        bits |= (letter >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * k);
+        bits |= ((letter >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * k);
     }
     bits
 }

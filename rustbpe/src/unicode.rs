@@ -52,9 +52,10 @@ pub static CLASSES: LazyLock<Classes> = LazyLock::new(|| {
     }
     let mut classes = Classes { block: Vec::new(), blocks: Vec::new() };
     let mut seen: HashMap<[u8; 256], u8> = HashMap::new();
-    for block in flat.as_chunks::<256>().0 {
-        let number = *seen.entry(*block).or_insert_with(|| {
-            classes.blocks.push(*block);
+    for block in flat.chunks_exact(256) {
+        let block: [u8; 256] = block.try_into().expect("256 bytes");
+        let number = *seen.entry(block).or_insert_with(|| {
+            classes.blocks.push(block);
             u8::try_from(classes.blocks.len() - 1).expect("under 256 different blocks")
         });
         classes.block.push(number);

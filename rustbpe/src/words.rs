@@ -3,6 +3,8 @@
 
 #![deny(unsafe_code)] // but for `prefetch`
 
+use std::ops::Range;
+
 use ahash::{AHashMap, RandomState};
 
 /// A word of up to `SHORT` bytes as two numbers: the bytes, zeros, and in the last byte the length.
@@ -32,10 +34,18 @@ struct Slot<V> {
 /// A word that was asked for, and lies in its text at `start..end`.
 #[derive(Clone, Copy, Default)]
 pub struct Sought {
-    pub start: usize,
-    pub end: usize,
+    start: u32,
+    end: u32,
     key: Key, // [0, 0]: a long word
     hash: u64,
+}
+
+impl Sought {
+    /// Where in its text the word lies.
+    #[inline(always)]
+    pub fn range(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 /// So many words are asked for before the first of them is looked at.
@@ -61,19 +71,19 @@ impl<V: Copy + Default> WordMap<V> {
     #[inline(always)]
     pub fn seek(&self, text: &[u8], start: usize, end: usize) -> Sought {
         if end - start > SHORT {
-            return Sought { start, end, key: [0, 0], hash: 0 };
+            return Sought { start: start as u32, end: end as u32, key: [0, 0], hash: 0 };
         }
         let key = key_of(text, start, end);
         let hash = self.hash(key);
         prefetch(&self.slots[hash as usize & (self.slots.len() - 1)]);
-        Sought { start, end, key, hash }
+        Sought { start: start as u32, end: end as u32, key, hash }
     }
 
     /// Second step: the value of the word, `None` if it is not in the map.
     #[inline(always)]
     pub fn get(&self, text: &[u8], word: &Sought) -> Option<&V> {
         if word.key == [0, 0] {
-            return self.long.get(&text[word.start..word.end]);
+            return self.long.get(&text[word.range()]);
         }
         let slot = &self.slots[self.find(word.key, word.hash)];
         (slot.key != [0, 0]).then_some(&slot.value)
@@ -83,7 +93,7 @@ impl<V: Copy + Default> WordMap<V> {
     #[inline(always)]
     pub fn entry(&mut self, text: &[u8], word: &Sought) -> &mut V {
         if word.key == [0, 0] {
-            return self.long_entry(&text[word.start..word.end]);
+            return self.long_entry(&text[word.range()]);
         }
         let mut at = self.find(word.key, word.hash);
         if self.slots[at].key == [0, 0] {
