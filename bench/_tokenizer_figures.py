@@ -67,15 +67,15 @@ def summary(results: Results, sizes: tuple[int, ...]) -> dict:
             row["train_vs_rustbpe" + suffix] = versus(results, "train", size, RUSTBPE, what)
             row["train_vs_hf" + suffix] = versus(results, "train", size, HF, what)
             row["merging_vs_rustbpe" + suffix] = merging_versus(results, size, "rustbpe", what)
+            row["encode_vs_tiktoken" + suffix] = versus(results, "encode", size, TIKTOKENS, what)
+            row["encode_vs_hf" + suffix] = versus(results, "encode", size, HF, what)
             if what == "cpu":
                 row["peak_memory_vs_rustbpe"] = versus(results, "train", size, RUSTBPE, "peak")
         figures |= {name: worst(row[name] for row in by_size.values()) for name in by_size[str(sizes[0])]
                     if name.endswith("_wall") == (what == "wall")}
         figures["counting_vs_rustbpe" + suffix] = versus(results, "train", NO_MERGES, RUSTBPE, what)
-        figures["encode_vs_tiktoken" + suffix] = versus(results, "encode", sizes[0], TIKTOKENS, what)
-        figures["encode_vs_hf" + suffix] = versus(results, "encode", sizes[0], HF, what)
-    figures["encode_vs_tiktoken_in_all"] = versus(results, "encode", sizes[0], TIKTOKENS, "cpu_in_all")
-    figures["encode_vs_hf_in_all"] = versus(results, "encode", sizes[0], HF, "cpu_in_all")
+    figures["encode_vs_tiktoken_in_all"] = worst(versus(results, "encode", n, TIKTOKENS, "cpu_in_all") for n in sizes)
+    figures["encode_vs_hf_in_all"] = worst(versus(results, "encode", n, HF, "cpu_in_all") for n in sizes)
     counting = cost(results, Key("train", NO_MERGES, "ours"), "cpu")
     figures["counting_mb_per_cpu_s"] = round(1 / counting, 2) if counting else None
     return {**figures, "vocab_sizes": by_size, "measurements": [measurement(k, v) for k, v in results.items()]}

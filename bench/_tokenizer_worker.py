@@ -94,14 +94,14 @@ TRAINERS = {"ours": trainer_of_rustbpe, "rustbpe": trainer_of_rustbpe, "tokenize
 
 
 def encoder_of_ours(job: Job, ranks: Ranks):
-    import numpy as np
-
     from rustbpe import Tokenizer
 
     tokenizer = Tokenizer.from_ranks(ranks, job["pattern"])
-    dtype = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
 
     def ids(result: tuple[bytearray, bytearray]) -> Iterator:
+        import numpy as np  # here, where the clock has stopped
+
+        dtype = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
         flat, offsets = np.frombuffer(result[0], dtype), np.frombuffer(result[1], np.uint64).tolist()
         return (flat[begin:end] for begin, end in zip(offsets, offsets[1:]))
 

@@ -20,7 +20,6 @@ differ: 0 is wanted.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import importlib.metadata
@@ -48,7 +47,7 @@ from nanochat import configurator
 from nanochat.common import UserError, atomic_write, check_at_least, get_base_dir, print0
 from nanochat.dataset import corpus, read_unit
 from nanochat.documents import build_once, read_documents
-from nanochat.tokenizer import SPLIT_PATTERN, RustBPETokenizer
+from nanochat.tokenizer import SPLIT_PATTERN, RustBPETokenizer, pick_tokenizer_class, ranks_of_lines
 from nanochat.tokenizer_json import tokenizer_json
 
 HEADLINE = ("train_vs_rustbpe", "train_vs_hf", "encode_vs_tiktoken", "encode_vs_hf")
@@ -65,7 +64,7 @@ class Config:
     megabytes: float = 100
     """Text to train on and to encode."""
     vocab_sizes: tuple[int, ...] = (32768, 65536)
-    """Vocabularies to train, special tokens not counted. Encoding is measured with the first."""
+    """Vocabularies to train and to encode with, special tokens not counted."""
     rounds: int = 5
     """Measurements of each; the median is shown."""
     rivals: tuple[Literal["rustbpe", "tokenizers", "tiktoken"], ...] = ("rustbpe", "tokenizers", "tiktoken")
@@ -175,7 +174,9 @@ class Bench:
         job = {"task": task, "rival": rival, "pattern": SPLIT_PATTERN, "texts": str(self.texts.path),
                "megabytes": self.config.megabytes, "threads": self.threads, **job}
         command = [self.pythons[rival], "-I", str(WORKER), json.dumps(job)]
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
+        # as many threads for all: ours does not heed the variables of rayon, which two of the rivals use
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAYON_")}
+        environment["TOKENIZERS_PARALLELISM"] = "true"
         status, out, err = run_group(command, cwd=self.folder, env=environment)
         if status:
             said = err.decode("utf-8", "replace").strip() or f"exit status {status}, no message"
@@ -199,7 +200,7 @@ class Bench:
     def keys(self, round: int) -> list[Key]:
         """The measurements of one round: task by task, the rivals in an order that rotates with the round."""
         tasks = [("train", size, TRAINERS) for size in (NO_MERGES, *self.config.vocab_sizes)]
-        tasks.append(("encode", self.config.vocab_sizes[0], ENCODERS))
+        tasks += [("encode", size, ENCODERS) for size in self.config.vocab_sizes]
         keys = []
         for task, size, rivals in tasks:
             taking_part = [rival for rival in rivals if self.takes_part(rival, round)]
@@ -213,9 +214,10 @@ class Bench:
         for number, (round, key) in enumerate(plan, start=1):
             answer = self.measure_one(key, first_round=round == 0)
             self.results[key].append(answer)
+            speed = answer["bytes"] / 1e6 / max(answer["cpu"], 1e-3)
             print0(f"[{number}/{len(plan)}] round {round + 1}, {key.task} {key.vocab_size:,}, {key.rival}: "
-                   f"{answer['wall']:.2f} s, {answer['cpu']:.2f} CPU s, {answer['bytes'] / 1e6 / answer['cpu']:.1f} "
-                   f"MB per CPU s, peak {answer['peak'] / 1e6:,.0f} MB")
+                   f"{answer['wall']:.2f} s, {answer['cpu']:.2f} CPU s, {speed:.1f} MB per CPU s, "
+                   f"peak {answer['peak'] / 1e6:,.0f} MB")
         return self.results
 
     def measure_one(self, key: Key, first_round: bool) -> dict:
@@ -280,8 +282,7 @@ class Bench:
 
 def write_tokenizer_json(path: Path) -> None:
     """The ranks in `path` as the file that tokenizers loads, `path`.json: what our own export makes of them."""
-    lines = path.read_text(encoding="ascii").splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    ranks = ranks_of_lines(path.read_text(encoding="ascii"))
     atomic_write(f"{path}.json", tokenizer_json(RustBPETokenizer(ranks, SPLIT_PATTERN, {})))
 
 
@@ -303,12 +304,12 @@ def check(config: Config) -> None:
         raise UserError("--megabytes, --hf_megabytes and --check_megabytes must be more than 0")
     if not config.vocab_sizes or min(config.vocab_sizes) <= NO_MERGES:
         raise UserError(f"--vocab_sizes must be more than {NO_MERGES}: below that there is nothing to merge")
-    try:
-        from rustbpe import Tokenizer
-    except ImportError:
-        raise UserError("our rustbpe is not built: install Rust, then run bash dev/setup.sh") from None
-    if not hasattr(Tokenizer, "encode_batch"):
-        raise UserError("our rustbpe was built from older source: build it again, bash dev/setup.sh")
+    if len(set(config.vocab_sizes)) < len(config.vocab_sizes):
+        raise UserError("--vocab_sizes names one size twice")
+    if not config.rivals:
+        raise UserError("--rivals is empty: name whom to compare with")
+    if pick_tokenizer_class() is not RustBPETokenizer:
+        raise UserError("our rustbpe is not built: install Rust, then run bash dev/setup.sh")
 
 
 def main(config: Config) -> None:

@@ -110,12 +110,17 @@ install_all() {
     [ -n "$fresh" ] || say "nothing changed"
 }
 
-build_rustbpe() { # never fatal: without it the tokenizer trains through Hugging Face's tokenizers
+without_rustbpe() { # an older build must not stand where ours is meant
+    .venv/bin/python -m pip uninstall --quiet --yes rustbpe >/dev/null 2>&1 || true
+    say "$*: the tokenizer trains through Hugging Face's tokenizers and encodes through tiktoken, slower"
+}
+
+build_rustbpe() { # never fatal
     local log=.venv/.setup/rustbpe.log
     [ -e rustbpe/Cargo.toml ] || return 0
     stamped rustbpe "$1" && return
     if ! command -v cargo >/dev/null 2>&1; then
-        say "no Rust toolchain (cargo): the tokenizer trainer falls back to Hugging Face's tokenizers"
+        without_rustbpe "no Rust toolchain (cargo)"
         return
     fi
     rm -f .venv/.setup/rustbpe
@@ -124,7 +129,7 @@ build_rustbpe() { # never fatal: without it the tokenizer trains through Hugging
         .venv/bin/maturin develop --release --manifest-path rustbpe/Cargo.toml >"$log" 2>&1; then
         stamp rustbpe "$1"
     else
-        say "rustbpe could not be built ($log says why): the trainer falls back to Hugging Face's tokenizers"
+        without_rustbpe "rustbpe could not be built ($log says why)"
     fi
 }
 

@@ -2,10 +2,10 @@
 
 Two classes differ only in who learns the merges: `RustBPETokenizer` (our crate `rustbpe`) and `HuggingFaceTokenizer`
 (the `tokenizers` library, for machines without a Rust toolchain). Both encode single texts through tiktoken and many
-at once through `rustbpe`, where it is built: the ids are the same. Both are saved in one format: a directory with
-`tokenizer.tiktoken` (a line per token: base64 of its bytes, its rank) and `tokenizer_config.json` (split pattern,
-special tokens, trainer, SHA-256). Ids: 0..255 the bytes, then the merges in the order they were learned, then the
-special tokens.
+at once through `rustbpe`, where it is built: the ids are the same (but see `_parts`). Both are saved in one format: a
+directory with `tokenizer.tiktoken` (a line per token: base64 of its bytes, its rank) and `tokenizer_config.json` (split
+pattern, special tokens, trainer, SHA-256). Ids: 0..255 the bytes, then the merges in the order they were learned, then
+the special tokens.
 
 Text from people or data is always encoded as ordinary text: typing `<|bos|>` never makes the special token.
 
@@ -50,8 +50,8 @@ def split_pattern(max_digits: int = 2) -> str:
 
     GPT-4 takes three; a small vocabulary spends its ids better on words: `split_pattern(2)` cuts "12345" to 12|34|5.
     """
-    if max_digits < 1:
-        raise UserError(f"--max_digits={max_digits} is impossible: a group of digits has at least one")
+    if not 1 <= max_digits <= 9:
+        raise UserError(f"--max_digits={max_digits} is impossible: a group of digits has one to nine")
     digits = rf"\p{{N}}{{1,{max_digits}}}"
     return (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]++[\r\n]*"
@@ -82,6 +82,17 @@ def _parts(text: str) -> list[str]:
             begin = i + SPACE_BLOCK
     parts.append(text[begin:])
     return [part for part in parts if part]
+
+
+def _refuse_one_string(texts: Iterable[str]) -> None:
+    if isinstance(texts, str):
+        raise TypeError("texts must be an iterable of str, not one str: wrap it in a list")
+
+
+def _checked(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"a text must be a str, not {type(text).__name__}")
+    return text
 
 
 def _fingerprint(ranks_text: str, pattern: str, special_tokens: dict[str, int]) -> str:
@@ -117,7 +128,7 @@ class EncodedBatch(NamedTuple):
 
 
 class RustBPETokenizer:
-    """A byte-pair-encoding tokenizer with chat special tokens; merges learned by `rustbpe`, encoding by tiktoken."""
+    """A byte-pair-encoding tokenizer with chat special tokens; its merges are learned by `rustbpe`."""
 
     trainer_name = "rust"
 
@@ -139,11 +150,15 @@ class RustBPETokenizer:
 
         A corpus with fewer distinct pairs than that gives a smaller vocabulary and a warning. `on_progress(stage, done,
         total)` hears ten times a second how far it is: ("counting", words, None), then ("merging", merges, wanted).
+        (`HuggingFaceTokenizer` does not call it: given one, that library shows bars of its own at a terminal.)
         """
+        _refuse_one_string(texts)
         num_ranks = vocab_size - len(SPECIAL_TOKENS)
         if num_ranks < 256:
             least = 256 + len(SPECIAL_TOKENS)
             raise UserError(f"--vocab_size={vocab_size} is too small: the bytes and special tokens alone need {least}")
+        if vocab_size > 2**31:
+            raise UserError(f"--vocab_size={vocab_size} is too large: ids have 31 bits")
         ranks = cls._learn(texts, num_ranks, pattern, on_progress)
         return cls(ranks, pattern, {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)})
 
@@ -197,9 +212,7 @@ class RustBPETokenizer:
             raise UserError(f"{config_file} is damaged: {remedy}") from e
         if not intact:
             raise UserError(f"{ranks_file} does not match the sha256 in {CONFIG_FILE}, one was changed: {remedy}")
-        lines = (line.split() for line in ranks_text.splitlines())
-        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        return cls(ranks, pattern, special, config.get("trainer", ""))
+        return cls(ranks_of_lines(ranks_text), pattern, special, config.get("trainer", ""))
 
     # --------------------------------------------------------------------------------------------- vocabulary
 
@@ -237,9 +250,10 @@ class RustBPETokenizer:
         text: str | list[str],
         prepend: int | str | None = None,
         append: int | str | None = None,
-        num_threads: int = 8,
+        num_threads: int = 0,
     ) -> list[int] | list[list[int]]:
-        """Ids of one text, or of each text of a list (on `num_threads` threads). The text is ordinary text always.
+        """Ids of one text, or of each text of a list (on `num_threads` threads, 0: all cores). The text is ordinary
+        text always.
 
         `prepend` and `append`: an id or the name of a special token, put before and after every text.
         `encode("hi", prepend="<|bos|>") -> [65527, 5303]`
@@ -268,27 +282,41 @@ class RustBPETokenizer:
     def _bulk(self) -> Any:
         """This vocabulary in `rustbpe`, None where that is not built."""
         tokenizer = _rust_tokenizer()
-        return None if tokenizer is None else tokenizer.from_ranks(self._ranks, self.pattern)
+        if tokenizer is None:
+            return None
+        try:
+            return tokenizer.from_ranks(self._ranks, self.pattern)
+        except ValueError as e:
+            raise UserError(f"rustbpe refuses this vocabulary, which no training can have given: {e}") from e
+
+    def __getstate__(self) -> dict:
+        """Without `_bulk`, which is no Python object: a copy, or another process, makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_bulk"}
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> EncodedBatch:
         """Ids of many texts in one flat array, without a Python object per token; `num_threads` 0: all cores.
 
+        Where `rustbpe` is not built, tiktoken does it.
+
         `encode_batch(["ab", "", "c"])` -> ids [97, 98, 99] uint16, offsets [0, 2, 2, 3]
         """
+        _refuse_one_string(texts)
         dtype = np.uint16 if self.get_vocab_size() <= 2**16 else np.uint32
         if self._bulk is not None:
             ids, offsets = self._bulk.encode_batch(texts, num_threads=num_threads)
             ids = np.frombuffer(ids, np.uint16 if len(self._ranks) <= 2**16 else np.uint32)
             return EncodedBatch(ids.astype(dtype, copy=False), np.frombuffer(offsets, np.int64))
-        parts = [_parts(text) for text in texts]
-        encoded = iter(self._encoding.encode_ordinary_batch(
-            [part for one in parts for part in one], num_threads=num_threads or os.cpu_count() or 1
-        ))
-        rows = [[np.asarray(next(encoded), dtype) for _ in one] for one in parts]
-        lengths = [sum(map(len, row)) for row in rows]
-        flat = [array for row in rows for array in row]
-        ids = np.concatenate(flat) if flat else np.zeros(0, dtype)
-        return EncodedBatch(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
+        pieces, lengths = [np.zeros(0, dtype)], [0]
+        texts, threads = list(texts), num_threads or os.cpu_count() or 1
+        for begin in range(0, len(texts), 256):  # so that few lists of Python integers live at once
+            parts = [_parts(_checked(text)) for text in texts[begin : begin + 256]]
+            flat = [part for one in parts for part in one]
+            encoded = iter(self._encoding.encode_ordinary_batch(flat, num_threads=threads))
+            for one in parts:
+                rows = [np.asarray(next(encoded), dtype) for _ in one]
+                pieces += rows
+                lengths.append(sum(map(len, rows)))
+        return EncodedBatch(np.concatenate(pieces), np.cumsum(lengths, dtype=np.int64))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Special tokens show as their names."""
@@ -403,7 +431,15 @@ def _rust_tokenizer() -> Any:
         from rustbpe import Tokenizer  # not `import rustbpe`: the source folder alone would satisfy that
     except ImportError:
         return None
+    if not hasattr(Tokenizer, "from_ranks"):
+        raise UserError("the installed rustbpe is not the one of this source: bash dev/setup.sh builds it; without a "
+                        "Rust toolchain, pip uninstall rustbpe")
     return Tokenizer
+
+
+def ranks_of_lines(text: str) -> dict[bytes, int]:
+    """Token bytes -> rank, from lines of base64 and a number: tiktoken's text format, which is ours too."""
+    return {base64.b64decode(token): int(rank) for token, rank in map(str.split, text.splitlines())}
 
 
 def pick_tokenizer_class(trainer: str = "auto") -> type[RustBPETokenizer]:

@@ -35,6 +35,7 @@ from pathlib import Path
 
 from nanochat import configurator
 from nanochat.common import UserError, atomic_write, print0
+from nanochat.sample_texts import SAMPLES
 from nanochat.tokenizer import RANKS_FILE, SPECIAL_TOKENS, RustBPETokenizer, byte_level_characters, get_tokenizer
 
 TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -98,12 +99,18 @@ CHAT_TEMPLATE = r"""{#- nanochat's conversation format. Renders as RustBPETokeni
     {{- text -}}
 {%- endmacro -%}
 
+{%- if tools -%}
+    {{- raise_exception("tools are not known to this model: its one tool is the calculator, in python parts") -}}
+{%- endif -%}
 {%- if not messages -%}
     {{- raise_exception("the conversation is empty") -}}
 {%- endif -%}
 {%- for message in messages -%}
     {%- if 'role' not in message or 'content' not in message -%}
         {{- raise_exception("message " ~ loop.index0 ~ " of the conversation lacks role or content") -}}
+    {%- endif -%}
+    {%- if message['tool_calls'] -%}
+        {{- raise_exception("message " ~ loop.index0 ~ " has tool_calls: write a call as a part of type python") -}}
     {%- endif -%}
     {%- set role, content = message['role'], message['content'] -%}
     {%- if role not in ['system', 'user', 'assistant'] -%}
@@ -193,8 +200,16 @@ def _check_portable(pattern: str) -> None:
                         "train with a pattern without it, then export")
 
 
+# What regex engines may take in different ways: ends of lines and of the text, runs of spaces, classes of characters.
+HARD_TEXTS = ("ab\r\nab\n", " \n\n  ", "a  b\t\tc \u3000\xa0 d", "straße ٣٤٥ e\u0301 \u200d",
+              "it'S 'll 'Ve'D 12345678 $^|,.;x", "\u2028\x0b\x0c\x85")
+
+
 def tokenizer_json(tokenizer: RustBPETokenizer) -> str:
-    """The content of `tokenizer.json`: what `tokenizers.Tokenizer.from_str` takes."""
+    """The content of `tokenizer.json`: what `tokenizers.Tokenizer.from_str` takes.
+
+    Its ids are compared with ours on some twenty texts before it is given out.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     _check_portable(tokenizer.pattern)
@@ -212,8 +227,12 @@ def tokenizer_json(tokenizer: RustBPETokenizer) -> str:
         ignore_merges=True,  # as in tiktoken, a word that is a token is taken whole, whatever the merges make of it
     )
     made = Tokenizer(model)
+    try:
+        pattern = Regex(tokenizer.pattern)
+    except Exception as e:  # the library's own, without a class
+        raise UserError(f"tokenizers cannot read the split pattern: {e}") from e
     made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(tokenizer.pattern), behavior="isolated"),
+        pre_tokenizers.Split(pattern, behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
     ])
     made.decoder = decoders.ByteLevel()
@@ -223,6 +242,10 @@ def tokenizer_json(tokenizer: RustBPETokenizer) -> str:
         if made.token_to_id(name) != tokenizer.encode_special(name):
             raise UserError(f"the special token {name} cannot keep its id {tokenizer.encode_special(name)} in a "
                             "tokenizer.json: special tokens follow the other ids and have names of their own")
+    for text in (*SAMPLES.values(), *HARD_TEXTS):
+        if made.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
+            raise UserError(f"tokenizers reads the split pattern in another way: {text[:40]!r} gets other ids there. "
+                            "Train with a pattern of nanochat.tokenizer.split_pattern, then export")
     return made.to_str()
 
 

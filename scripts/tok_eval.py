@@ -11,7 +11,6 @@ comparing tokenizers only.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from nanochat.dataset import text_iterator
 from nanochat.report import get_report
 from nanochat.report_render import table_cells
 from nanochat.sample_texts import SAMPLES
-from nanochat.tokenizer import RustBPETokenizer, byte_level_characters, get_tokenizer
+from nanochat.tokenizer import RustBPETokenizer, byte_level_characters, get_tokenizer, ranks_of_lines
 
 BLOBS = "https://openaipublic.blob.core.windows.net/"  # tiktoken names the files of its cache after these addresses
 
@@ -108,7 +107,7 @@ def encoder_from_folder(folder: Path, encoding: str, file: str) -> RustBPETokeni
         del (ids := json.loads(text))["<|endoftext|>"]
         ranks = {bytes(byte_of[c] for c in token): rank for token, rank in ids.items()}
     else:
-        ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in text.splitlines()}
+        ranks = ranks_of_lines(text)
     patterns = json.loads((folder / "patterns.json").read_text(encoding="utf-8"))
     return RustBPETokenizer(ranks, patterns["r50k_base" if encoding == "gpt2" else encoding], {})
 
@@ -125,10 +124,10 @@ def measure(texts: dict[str, list[str]], tokenizers: dict[str, RustBPETokenizer]
     for label, parts in texts.items():
         raw, tokens = [part.encode("utf-8") for part in parts], {}
         for name, tokenizer in tokenizers.items():
-            encoded = tokenizer.encode(parts)
-            if [tokenizer.decode_bytes(ids) for ids in encoded] != raw:
+            encoded = tokenizer.encode_batch(parts)
+            if [tokenizer.decode_bytes(ids.tolist()) for ids in encoded.rows()] != raw:
                 raise RuntimeError(f"the tokenizer {name} does not give the text {label!r} back")
-            tokens[name] = sum(map(len, encoded))
+            tokens[name] = len(encoded.ids)
         results[label] = {"bytes": sum(map(len, raw)), "tokens": tokens}
     return results
 

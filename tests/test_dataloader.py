@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import json
@@ -129,6 +130,15 @@ def test_batch_size_does_not_change_the_stream(folder, tokenizer):
         with make(B=B) as loader:
             streams.append(torch.cat([b.inputs for b in islice(loader, 120 // B)]))
     assert torch.equal(streams[0], streams[1]) and torch.equal(streams[0], streams[2])
+
+
+def test_rows_are_the_same_without_rustbpe(folder, tokenizer):
+    """One machine has a Rust toolchain, another does not."""
+    without = copy.deepcopy(tokenizer)
+    without._bulk = None
+    streams = [islice(makers(folder, one)["text"](B=4), 8) for one in (tokenizer, without)]
+    for a, b in zip(*streams, strict=True):
+        assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets) and a.state == b.state
 
 
 def test_resume_on_other_data_is_refused_by_name(folder, tokenizer):

@@ -456,7 +456,7 @@ def test_missing_tools_are_one_line_each(project):
     (project / "rustbpe/Cargo.toml").touch()
     code, _, out = set_up(project, PATH=str(project / "bin"))
     assert code == 0
-    assert "no Rust toolchain (cargo): the tokenizer trainer falls back" in out
+    assert "no Rust toolchain (cargo): the tokenizer trains through Hugging Face" in out
 
 
 def test_speedrun_refuses_a_preset_that_is_not_there_before_setting_up():

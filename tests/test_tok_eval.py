@@ -6,7 +6,6 @@ Run: python -m pytest tests/test_tok_eval.py        (NANOCHAT_TEST_DATA=FOLDER: 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import unicodedata
@@ -196,20 +195,3 @@ def test_a_cache_that_is_turned_off_is_not_used(base, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(base))  # tiktoken does not look here either then
     assert tok_eval.published_tokenizers() == {}
-
-
-@needs_vectors
-@pytest.mark.parametrize(
-    ("encoding", "file"),
-    [("gpt2", "encoder.json"), ("cl100k_base", "cl100k_base.tiktoken"), ("o200k_base", "o200k_base.tiktoken")],
-)
-def test_published_vectors(encoding, file):
-    folder = Path(TEST_DATA) / "tokenizer_vectors"
-    vectors = [json.loads(line) for line in (folder / "vectors.jsonl").read_bytes().splitlines()]
-    # left out: the few whose special tokens are meant as such; ours are always ordinary text
-    name = "r50k_base" if encoding == "gpt2" else encoding
-    vectors = [v for v in vectors if v["encoding"] == name and "<|" not in v["text"]]
-    assert len(vectors) > 40
-    tokenizer = tok_eval.encoder_from_folder(folder, encoding, file)
-    for vector in vectors:
-        assert tokenizer.encode(vector["text"]) == vector["tokens"], vector["text"]

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,9 @@ def test_layout_of_ids(tokenizer):
 def test_vocab_size_is_exact_when_the_corpus_suffices(cls):
     assert cls.train_from_iterator(CORPUS, 300).get_vocab_size() == 300
     assert cls.train_from_iterator(CORPUS, 265).get_vocab_size() == 265
-    with pytest.raises(UserError, match="vocab_size=264"):
-        cls.train_from_iterator(CORPUS, 264)
+    for none in (264, 5_000_000_000):
+        with pytest.raises(UserError, match=f"vocab_size={none}"):
+            cls.train_from_iterator(CORPUS, none)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -86,8 +88,9 @@ def test_digits_dial(cls, digits):
     lengths = [len(tokenizer.id_to_token(i)) for i in tokenizer.encode("12345678")]
     assert sum(lengths) == 8
     assert max(lengths) == digits
-    with pytest.raises(UserError, match="max_digits=0"):
-        split_pattern(0)
+    for none in (0, 10):
+        with pytest.raises(UserError, match=f"max_digits={none}"):
+            split_pattern(none)
 
 
 # trap: bpb-bytes
@@ -137,14 +140,34 @@ def test_encode_batch(tokenizer, texts):
         assert [row.tolist() for row in one.encode_batch(texts, num_threads=2).rows()] == list(map(one.encode, texts))
 
 
+def test_encode_batch_is_the_same_after_a_copy(tokenizer):
+    """What rustbpe holds is no Python object; a copy, or a worker process, makes its own."""
+    encoded = tokenizer.encode(CORPUS)
+    assert copy.deepcopy(tokenizer).encode(CORPUS) == encoded
+
+
+@pytest.mark.parametrize("rust", [True, False])
+def test_bad_batches(tokenizer, rust):
+    one = copy.deepcopy(tokenizer)
+    if not rust:
+        one._bulk = None
+    for texts, message in (("abc", "not one str"), (["a", 3], "a text must be a str, not int")):
+        with pytest.raises(TypeError, match=message):
+            one.encode_batch(texts)
+    with pytest.raises(TypeError, match="not one str"):
+        type(one).train_from_iterator("abc", 300)
+
+
 def test_encode_batch_of_a_large_vocabulary():
     """Ids of 32 bits as soon as the special tokens need them."""
     ranks = {bytes([b]): b for b in range(256)}
     pairs = (bytes([a, b]) for a in range(256) for b in range(256))
     ranks |= dict(zip(itertools.islice(pairs, 65_536 - 256), itertools.count(256)))
     tokenizer = RustBPETokenizer(ranks, SPLIT_PATTERN, {"<|bos|>": 65_536})
-    ids, _ = tokenizer.encode_batch(["\x00a"])
-    assert (ids.dtype, ids.tolist()) == (np.uint32, tokenizer.encode("\x00a"))
+    for _ in ("rustbpe", "without"):
+        ids, _ = tokenizer.encode_batch(["\x00a"])
+        assert (ids.dtype, ids.tolist()) == (np.uint32, tokenizer.encode("\x00a"))
+        tokenizer._bulk = None
 
 
 @settings(deadline=None)
@@ -298,6 +321,14 @@ def test_without_rustbpe(monkeypatch, capsys):
     assert cls.train_from_iterator(CORPUS, 300).encode("the cat")
     with pytest.raises(UserError, match="rustbpe is not built"):
         fresh.RustBPETokenizer.train_from_iterator(CORPUS, 300)
+
+
+def test_another_rustbpe_is_named(monkeypatch):
+    """rustbpe 0.1.0 of the index, or ours before an update, has a Tokenizer too."""
+    monkeypatch.setitem(sys.modules, "rustbpe", types.SimpleNamespace(Tokenizer=type("Tokenizer", (), {})))
+    for use in (pick_tokenizer_class, lambda: RustBPETokenizer.train_from_iterator(CORPUS, 300)):
+        with pytest.raises(UserError, match="not the one of this source: bash dev/setup.sh"):
+            use()
 
 
 def test_pick_tokenizer_class():

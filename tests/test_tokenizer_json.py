@@ -322,14 +322,31 @@ def test_special_tokens_that_cannot_be_exported(tmp_path):
     names = {name: 256 + i for i, name in enumerate(SPECIAL_TOKENS)}
     most = {name: id for name, id in names.items() if name != "<|output_end|>"}
     with pytest.raises(UserError, match=r"lacks the special tokens .*: <\|output_end\|>$"):
-        export_tokenizer(RustBPETokenizer(ranks, ".", most), tmp_path)
+        export_tokenizer(RustBPETokenizer(ranks, r".|\n", most), tmp_path)
     for more in ({"<|far|>": 300}, {"a": 265}):  # a hole in the ids; the name of the token of a byte
         with pytest.raises(UserError, match="cannot keep its id"):
-            export_tokenizer(RustBPETokenizer(ranks, ".", {**names, **more}), tmp_path)
+            export_tokenizer(RustBPETokenizer(ranks, r".|\n", {**names, **more}), tmp_path)
     assert list(tmp_path.iterdir()) == []
-    export_tokenizer(RustBPETokenizer(ranks, ".", {**names, "<'é\">": 265}), tmp_path)
+    export_tokenizer(RustBPETokenizer(ranks, r".|\n", {**names, "<'é\">": 265}), tmp_path)
     with pytest.raises(TemplateError, match="contains the text <'é"):
         AutoTokenizer.from_pretrained(tmp_path).apply_chat_template([{"role": "user", "content": "<'é\">"}])
+
+
+@pytest.mark.parametrize("pattern", [r"(?m).+|\n", r"[[:alpha:]]+|.|\n", "[^,]+", r"(?s).+"])
+def test_a_pattern_that_tokenizers_reads_in_another_way_is_found_by_trying(pattern):
+    ranks = {bytes([b]): b for b in range(256)} | {b"ab": 256, b"\nab": 257, "ß".encode(): 258, "aß".encode(): 259}
+    tokenizer = RustBPETokenizer(ranks, pattern, {})
+    with pytest.raises(UserError, match="tokenizers (reads the split pattern in another way|cannot read the split)"):
+        tokenizer_json(tokenizer)
+
+
+def test_tools_are_not_dropped_in_silence(theirs):
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(TemplateError, match="tools are not known"):
+        theirs.apply_chat_template(messages, tools=[{"type": "function", "function": {"name": "f"}}])
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(TemplateError, match="message 1 has tool_calls"):
+        theirs.apply_chat_template([*messages, call])
 
 
 @pytest.mark.parametrize("part", [r"\s++$", "^a", r"\p{N}{1,3}+", "a{2}+", "a{2,}+"])
