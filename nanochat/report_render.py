@@ -14,13 +14,20 @@ import re
 from pathlib import Path
 
 # The endings of keys whose dicts are shown, and what each dict must hold; anything else under such a key is listed.
-SHOWN_KEYS = {"curve": ["step"], "bars": ["groups", "series"], "table": ["columns", "rows"]}
+SHOWN_KEYS = {
+    "curve": {"step": list},
+    "bars": {"groups": list, "series": dict},
+    "table": {"columns": dict, "rows": list},
+}
 
 
 def shown(record: dict, ending: str) -> dict[str, dict]:
     """What a record shows of one kind: `{"val_curve": {"step": [0]}, "depth": 4}, "curve" -> {"val_curve": ...}`"""
-    needed = SHOWN_KEYS[ending]
-    return {k: v for k, v in record.items() if k.endswith(ending) and isinstance(v, dict) and all(map(v.get, needed))}
+    needed = SHOWN_KEYS[ending].items()
+    return {
+        k: v for k, v in record.items()
+        if k.endswith(ending) and isinstance(v, dict) and all(v.get(n) and isinstance(v[n], kind) for n, kind in needed)
+    }
 
 
 # --------------------------------------------------------------------------- pictures
@@ -35,6 +42,8 @@ def _series(record: dict) -> dict[str, list[tuple[float, float]]]:
     series = {}
     for curve in shown(record, "curve").values():
         for label, values in curve.items():
+            if not isinstance(values, list):
+                continue
             points = [(x, y) for x, y in zip(curve.get("step") or [], values) if _is_number(y)]
             if label != "step" and points:
                 series[label] = points

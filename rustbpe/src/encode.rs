@@ -15,7 +15,7 @@
 
 use std::sync::Mutex;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, RandomState};
 
 use crate::split::{Splitter, Visitor};
 use crate::words::{Sought, WordMap, AHEAD};
@@ -30,6 +30,7 @@ struct Merges {
     byte_ids: [u32; 256],
     byte_pairs: Box<[u32]>, // [left byte * 256 + right byte]: the first round of every word, without hashing
     slots: Vec<(u32, u32)>, // (right, joined), open addressing by the hash of (left, right); joined = NONE: free
+    multiplier: u64,        // of the hash, drawn anew each time: nobody can prepare a vocabulary that collides
     parts: Vec<(u32, u32)>, // by id: the pair that is joined into it, (NONE, NONE) where none is
     lens: Vec<u32>,         // by id: bytes
 }
@@ -45,6 +46,7 @@ impl Merges {
             byte_ids: [NONE; 256],
             byte_pairs: vec![NONE; 1 << 16].into(),
             slots: vec![(0, NONE); (2 * tokens.len()).next_power_of_two()],
+            multiplier: RandomState::new().hash_one(1) | 1,
             parts: vec![(NONE, NONE); tokens.len()],
             lens: tokens.iter().map(|token| token.len() as u32).collect(),
         };
@@ -85,7 +87,7 @@ impl Merges {
     #[inline(always)]
     fn slot_of(&self, left: u32, right: u32) -> usize {
         let key = u64::from(left) << 32 | u64::from(right);
-        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.slots.len() - 1)
+        (key.wrapping_mul(self.multiplier) >> 32) as usize & (self.slots.len() - 1)
     }
 
     fn insert(&mut self, left: u32, right: u32, joined: u32) {
@@ -285,6 +287,7 @@ impl Queue {
 pub struct Cache {
     words: WordMap<Ids>,
     more: Vec<u32>, // the ids of words of more than three
+    held: usize,    // bytes, roughly
     scratch: Scratch,
     /// Places looked at so far for words that were not known: the measure of work, see tests/test_rustbpe.py.
     pub steps: u64,
@@ -293,9 +296,12 @@ pub struct Cache {
 /// Up to three ids of a word, and their number; or of more: where they begin in `Cache::more`, 0, 0, their number.
 type Ids = [u32; 4];
 
-/// No more words than this are remembered by a thread, and none longer than `MAX_CACHED_LEN` bytes (about 64 MB).
-const MAX_CACHED: usize = 1 << 19;
+/// So many bytes of words are remembered by a thread, and no word longer than `MAX_CACHED_LEN`.
+const MAX_CACHED: usize = 1 << 25;
 const MAX_CACHED_LEN: usize = 128;
+
+/// After a word of more bytes than this the memory for joining it is given back.
+const LONG: usize = 1 << 20;
 
 /// A vocabulary with its split pattern.
 pub struct Encoder {
@@ -335,7 +341,7 @@ impl Encoder {
             let sought = words.seek(token, 0, token.len());
             *words.entry(token, &sought) = [id, 0, 0, 1];
         }
-        Cache { words, more: Vec::new(), scratch: Scratch::default(), steps: 0 }
+        Cache { words, more: Vec::new(), held: 0, scratch: Scratch::default(), steps: 0 }
     }
 
     /// Append the ids of `text` to `out`. `splitter` is this thread's own, `another` of `self.splitter()`.
@@ -395,7 +401,8 @@ impl Encoding<'_> {
         cache.steps += self.merges.join(word, &mut cache.scratch);
         let ids = &cache.scratch.ids;
         self.out.extend_from_slice(ids);
-        if cache.words.len() < MAX_CACHED && word.len() <= MAX_CACHED_LEN {
+        if cache.held < MAX_CACHED && word.len() <= MAX_CACHED_LEN {
+            cache.held += 64 + word.len() + 4 * ids.len(); // a slot, more or less, and what lies outside of it
             let value = match ids[..] {
                 [a] => [a, 0, 0, 1],
                 [a, b] => [a, b, 0, 2],
@@ -407,6 +414,9 @@ impl Encoding<'_> {
                 }
             };
             *cache.words.entry(self.text, sought) = value;
+        }
+        if word.len() > LONG {
+            cache.scratch = Scratch::default();
         }
     }
 }

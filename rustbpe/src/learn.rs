@@ -152,7 +152,7 @@ pub fn learn_merges<E>(
         floor: u64::MAX,
         sides: Default::default(),
     };
-    let mut merges = Vec::with_capacity(wanted);
+    let mut merges = Vec::new();
     while merges.len() < wanted {
         let Some(pair) = learner.most_frequent() else { break };
         learner.join(pair, 256 + merges.len() as u32);

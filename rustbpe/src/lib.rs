@@ -26,6 +26,7 @@ mod unicode;
 mod words;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use pyo3::exceptions::{PyUserWarning, PyValueError};
@@ -41,9 +42,11 @@ fn value_error(message: impl ToString) -> PyErr {
 }
 
 /// A byte-pair-encoding tokenizer; knows the 256 bytes until it is trained.
-#[pyclass(module = "rustbpe")]
+///
+/// Any number of threads may encode at a time, also while it is trained: they have the old vocabulary until the end.
+#[pyclass(module = "rustbpe", frozen)]
 struct Tokenizer {
-    encoder: Encoder,
+    encoder: RwLock<Arc<Encoder>>,
 }
 
 #[pymethods]
@@ -56,25 +59,26 @@ impl Tokenizer {
     /// A trained tokenizer from its `(bytes, rank)` and split pattern. Ranks are 0, 1, 2, ...; every byte has one.
     #[staticmethod]
     fn from_ranks(ranks: Vec<(Vec<u8>, u32)>, pattern: &str) -> PyResult<Self> {
-        let mut tokens = vec![Vec::new(); ranks.len()];
+        let mut tokens = vec![None; ranks.len()];
         for (bytes, rank) in ranks {
             match tokens.get_mut(rank as usize) {
-                Some(token) if token.is_empty() => *token = bytes,
+                Some(token @ None) => *token = Some(bytes),
                 _ => return Err(value_error(format!("rank {rank} occurs twice, or a rank below it is missing"))),
             }
         }
-        Self::with_tokens(tokens, Splitter::new(pattern).map_err(value_error)?)
+        Self::with_tokens(tokens.into_iter().flatten().collect(), Splitter::new(pattern).map_err(value_error)?)
     }
 
     /// Learn `vocab_size - 256` merges from an iterable of str, which is read once, a few megabytes at a time.
     ///
     /// Highest count first; among equal counts the smallest (left id, right id). A corpus with too few pairs gives a
-    /// smaller tokenizer and a UserWarning. Ctrl-C or an error leaves the tokenizer as it was. Lone surrogates count as
+    /// smaller tokenizer and a UserWarning. Ctrl-C or an error leaves the tokenizer as it was; Ctrl-C is looked for ten
+    /// times a second, but not inside of one text nor while all pairs are counted. Lone surrogates count as
     /// U+FFFD. `progress(stage, done, total)` is called about ten times a second: ("counting", words, None), then
     /// ("merging", merges, merges wanted).
     #[pyo3(signature = (texts, vocab_size, pattern=None, progress=None))]
     fn train_from_iterator(
-        &mut self,
+        &self,
         texts: &Bound<'_, PyAny>,
         vocab_size: i64,
         pattern: Option<&str>,
@@ -82,7 +86,7 @@ impl Tokenizer {
     ) -> PyResult<()> {
         let py = texts.py();
         if !(256..=u32::MAX as i64).contains(&vocab_size) {
-            return Err(value_error(format!("vocab_size={vocab_size}: it must hold at least the 256 bytes")));
+            return Err(value_error(format!("vocab_size={vocab_size}: from 256, the bytes, to {}", u32::MAX)));
         }
         let wanted = vocab_size as usize - 256;
         let splitter = Splitter::new(pattern.unwrap_or(DEFAULT_PATTERN)).map_err(value_error)?;
@@ -133,7 +137,7 @@ impl Tokenizer {
         for &(left, right) in &merges {
             tokens.push([tokens[left as usize].as_slice(), tokens[right as usize].as_slice()].concat());
         }
-        *self = Self::with_tokens(tokens, splitter)?;
+        let encoder = Encoder::new(tokens, splitter).map_err(value_error)?;
         if merges.len() < wanted {
             let message = format!(
                 "the corpus holds too few distinct pairs: {} merges learned instead of {wanted}, the vocabulary is \
@@ -143,23 +147,24 @@ impl Tokenizer {
             let message = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()).map_err(value_error)?;
             PyErr::warn(py, &py.get_type::<PyUserWarning>(), message, 1)?;
         }
+        *self.encoder.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(encoder);
         Ok(())
     }
 
     /// All `(bytes, rank)`, by rank; after training the bytes 0..=255 first, then one entry a merge.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32)> {
-        self.encoder.tokens().iter().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
+        self.encoder().tokens().iter().zip(0..).map(|(bytes, rank)| (PyBytes::new(py, bytes), rank)).collect()
     }
 
     /// The split pattern.
-    fn get_pattern(&self) -> &str {
-        self.encoder.splitter().pattern()
+    fn get_pattern(&self) -> String {
+        self.encoder().splitter().pattern().to_owned()
     }
 
     /// 256 + the number of merges.
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.encoder.tokens().len()
+        self.encoder().tokens().len()
     }
 
     /// The words of a text, inside which tokens are merged.
@@ -169,7 +174,7 @@ impl Tokenizer {
         let mut buffer = String::new();
         feed::append(&mut buffer, text)?;
         let mut words = Words { text: &buffer, words: Vec::new() };
-        self.encoder.splitter().split(&buffer, &mut words).map_err(value_error)?;
+        self.encoder().splitter().split(&buffer, &mut words).map_err(value_error)?;
         Ok(words.words)
     }
 
@@ -179,15 +184,16 @@ impl Tokenizer {
     }
 
     /// `(ids, steps)`: also how many places in words were looked at that no cache knew. What a test of linear time
-    /// needs; at most a small constant a byte.
+    /// needs: at most 48 a byte.
     fn encode_and_measure(&self, text: &Bound<'_, PyString>) -> PyResult<(Vec<u32>, u64)> {
         let mut buffer = String::new();
         feed::append(&mut buffer, text)?;
+        let encoder = self.encoder();
         text.py().detach(|| {
-            self.encoder.with_cache(|cache| {
+            encoder.with_cache(|cache| {
                 let (mut ids, before) = (Vec::new(), cache.steps);
-                let splitter = self.encoder.splitter();
-                self.encoder.encode(splitter, &buffer, cache, &mut ids).map_err(value_error)?;
+                let splitter = encoder.splitter();
+                encoder.encode(splitter, &buffer, cache, &mut ids).map_err(value_error)?;
                 Ok((ids, cache.steps - before))
             })
         })
@@ -204,17 +210,18 @@ impl Tokenizer {
         num_threads: usize,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
         let py = texts.py();
-        let width = if self.vocab_size() <= 1 << 16 { 2 } else { 4 };
+        let encoder = self.encoder();
+        let width = if encoder.tokens().len() <= 1 << 16 { 2 } else { 4 };
         let done = feed::feed(
             texts,
             feed::threads(num_threads),
-            || (self.encoder.splitter().another(), Vec::new(), Vec::new()),
+            || (encoder.splitter().another(), Vec::new(), Vec::new()),
             |(splitter, ids, done), batch| {
                 ids.clear();
                 let mut encoded = Encoded { batch: batch.number, ids: Vec::new(), ends: Vec::new() };
-                self.encoder.with_cache(|cache| {
+                encoder.with_cache(|cache| {
                     for text in batch.texts() {
-                        self.encoder.encode(splitter, text, cache, ids)?;
+                        encoder.encode(splitter, text, cache, ids)?;
                         encoded.ends.push(ids.len());
                     }
                     encoded.ids = narrow(ids, width);
@@ -246,8 +253,12 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
+    fn encoder(&self) -> Arc<Encoder> {
+        self.encoder.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn with_tokens(tokens: Vec<Vec<u8>>, splitter: Splitter) -> PyResult<Self> {
-        Ok(Tokenizer { encoder: Encoder::new(tokens, splitter).map_err(value_error)? })
+        Ok(Tokenizer { encoder: RwLock::new(Arc::new(Encoder::new(tokens, splitter).map_err(value_error)?)) })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Cutting text into words, the units inside which tokens are merged.
 //!
 //! The patterns of the GPT-4 family are known by their text and split by hand, ten to a hundred times faster than by a
-//! regex engine; any other pattern goes through `fancy-regex`, the engine of tiktoken. Both give the same words.
+//! regex engine; any other pattern goes through `fancy-regex`, the engine of tiktoken. Both give the same words (but for
+//! texts that the engine cannot split, see `regex_words`).
 //!
 //! `"I'll pay 1234 €!\n\n  Bye"` -> `I` `'ll` ` pay` ` ` `12` `34` ` €!\n\n` ` ` ` Bye`
 
@@ -91,48 +92,44 @@ struct Gpt4 {
     whole_tail: bool,
 }
 
-const CONTRACTION: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+";
+/// The family, K for the longest group of digits, and whether white space that ends a text is one word.
+const FORMS: [(&str, bool); 3] = [
+    // ours, and that of rustbpe 0.1.0 (K = 3)
+    (
+        concat!(
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,K}|",
+            r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+        ),
+        false,
+    ),
+    // tiktoken's cl100k_base as it is now
+    (
+        concat!(
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,K}+|",
+            r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+        ),
+        true,
+    ),
+    // cl100k_base as it was first
+    (
+        concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,K}|",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        false,
+    ),
+];
 
 impl Gpt4 {
     fn from_pattern(pattern: &str) -> Option<Self> {
-        let forms = |k: usize| {
-            [
-                // ours, and that of rustbpe 0.1.0 (k = 3)
-                (
-                    format!(
-                        r"{CONTRACTION}\p{{L}}+|\p{{N}}{{1,{k}}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-                    ),
-                    false,
-                ),
-                // tiktoken's cl100k_base as it is now
-                (
-                    format!(
-                        concat!(
-                            r"{CONTRACTION}\p{{L}}++|\p{{N}}{{1,{k}}}+| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|",
-                            r"\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-                        ),
-                        CONTRACTION = CONTRACTION,
-                        k = k
-                    ),
-                    true,
-                ),
-                // cl100k_base as it was first
-                (
-                    format!(
-                        concat!(
-                            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,{k}}}|",
-                            r" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-                        ),
-                        k = k
-                    ),
-                    false,
-                ),
-            ]
-        };
-        (1..=9).find_map(|max_digits| {
-            let (_, whole_tail) = forms(max_digits).into_iter().find(|(form, _)| form == pattern)?;
-            Some(Gpt4 { classes: &CLASSES, max_digits, whole_tail })
-        })
+        for (form, whole_tail) in FORMS {
+            for max_digits in 1..=9 {
+                if form.replace('K', &max_digits.to_string()) == pattern {
+                    return Some(Gpt4 { classes: &CLASSES, max_digits, whole_tail });
+                }
+            }
+        }
+        None
     }
 
     /// Where the word that starts at `start` ends. The branches stand in the order of the pattern's alternatives.
@@ -318,16 +315,35 @@ fn contraction_end(text: &[u8], i: usize) -> Option<usize> {
 /// `\s+(?!\S)` goes back over a whole run of white space, and the stack of the engine holds a million states.
 const MAX_SPACE_RUN: usize = 1 << 18;
 
+/// The whole text goes through the engine. Where that gives up (a run of white space over a million characters, see
+/// `MAX_SPACE_RUN`), the rest is cut at such runs: there alone the words may be others than without the limit.
 fn regex_words(regex: &Regex, text: &str, visitor: &mut dyn Visitor) -> Result<(), String> {
-    let mut offset = 0;
-    for part in parts(text) {
-        for word in regex.find_iter(part) {
-            let word = word.map_err(|e| format!("the split pattern failed on a text: {e}"))?;
-            if !word.as_str().is_empty() {
-                visitor.word(offset + word.start(), offset + word.end());
-            }
+    let mut done = 0;
+    if words_of_part(regex, text, 0, &mut done, visitor).is_err() {
+        let mut first = done;
+        for part in parts(&text[done..]) {
+            words_of_part(regex, part, first, &mut done, visitor)
+                .map_err(|e| format!("the split pattern failed on a text: {e}"))?;
+            first += part.len();
         }
-        offset += part.len();
+    }
+    Ok(())
+}
+
+/// The words of `part`, which begins at `first` of the text; `done` is left behind the last of them.
+fn words_of_part(
+    regex: &Regex,
+    part: &str,
+    first: usize,
+    done: &mut usize,
+    visitor: &mut dyn Visitor,
+) -> Result<(), fancy_regex::Error> {
+    for word in regex.find_iter(part) {
+        let word = word?;
+        if !word.as_str().is_empty() {
+            visitor.word(first + word.start(), first + word.end());
+            *done = first + word.end();
+        }
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ pub struct WordMap<V> {
     slots: Vec<Slot<V>>, // a power of two of them, at most 5/8 in use; a free one has the key [0, 0]
     used: usize,
     long: AHashMap<Box<[u8]>, V>,
-    seed: [u64; 2], // drawn anew for each map: nobody can prepare words that collide
+    seed: [u64; 2], // drawn anew for each map: without it nobody can prepare words that collide
 }
 
 #[derive(Clone, Copy, Default)]
@@ -60,11 +60,6 @@ impl<V: Copy + Default> WordMap<V> {
             long: AHashMap::new(),
             seed: [random.hash_one(1), random.hash_one(2)],
         }
-    }
-
-    /// Number of words.
-    pub fn len(&self) -> usize {
-        self.used + self.long.len()
     }
 
     /// First step to the word `text[start..end]`, which is not empty.
