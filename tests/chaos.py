@@ -112,9 +112,14 @@ def splitter_differences(strings: int, seed: int = 0, processes: int = 1) -> lis
 
 
 def random_corpus(rng: random.Random) -> tuple[list[str], int, str]:
-    """`(texts, vocab_size, pattern)`: few letters, so that pairs tie, overlap and repeat, or hard strings."""
-    if rng.random() < 0.3:
+    """`(texts, vocab_size, pattern)`: few letters, so that pairs tie and overlap; large counts; hard strings."""
+    kind = rng.random()
+    if kind < 0.2:
         texts = list(splitter.hard_strings(rng.randint(1, 12), rng.random()))
+    elif kind < 0.5:  # large counts beside small ones: the trainer leaves rare pairs out until there are no others
+        words = ["".join(rng.choices("abcd", k=rng.randint(2, 6))) for _ in range(rng.randint(2, 12))]
+        texts = [(word + ",") * rng.choice([1, 2, 3, 4, 255, 256, 257, 512, 1000, 2000]) for word in words]
+        return texts, 256 + rng.choice([10, 25, 60]), r"[^,]+|,"
     else:
         alphabets = ["ab", "aab ", "abc  ", "aaab'sS", "ab1 23\n", "é中🙂 ", "ab\u0301 \r\n", "the cat sat on a mat. "]
         alphabet = rng.choice(alphabets)

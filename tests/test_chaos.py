@@ -1,6 +1,7 @@
 """tests/chaos.py sees a difference where there is one; its strings and corpora are the same each time."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -32,6 +33,16 @@ def test_a_wrong_trainer_is_found(monkeypatch):
     right = bpe.train
     monkeypatch.setattr(bpe, "train", lambda *a: right(*a)[:-1])
     assert 5 < len(chaos.trainer_differences(20, seed=5)) <= 20
+
+
+def test_corpora_reach_the_floor_of_the_trainer():
+    """Pairs below 1/256 of the highest count are left out at first: many corpora must have some."""
+    reached = 0
+    for seed in range(100):
+        texts, _, pattern = chaos.random_corpus(random.Random(seed))
+        counts = Counter(word for text in texts for word in splitter.split(text, pattern) if len(word) > 1)
+        reached += len(counts) > 1 and max(counts.values()) >= 512 and min(counts.values()) <= 4
+    assert reached > 10
 
 
 def test_shrunk():
