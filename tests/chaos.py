@@ -118,7 +118,7 @@ def random_corpus(rng: random.Random) -> tuple[list[str], int, str]:
         texts = list(splitter.hard_strings(rng.randint(1, 12), rng.random()))
     elif kind < 0.5:  # large counts beside small ones: the trainer leaves rare pairs out until there are no others
         words = ["".join(rng.choices("abcd", k=rng.randint(2, 6))) for _ in range(rng.randint(2, 12))]
-        texts = [(word + ",") * rng.choice([1, 2, 3, 4, 255, 256, 257, 512, 1000, 2000]) for word in words]
+        texts = [(word + ",") * rng.choice([1, 2, 3, 4, 1023, 1024, 1025, 2050, 4100]) for word in words]
         return texts, 256 + rng.choice([10, 25, 60]), r"[^,]+|,"
     else:
         alphabets = ["ab", "aab ", "abc  ", "aaab'sS", "ab1 23\n", "é中🙂 ", "ab\u0301 \r\n", "the cat sat on a mat. "]

@@ -13,7 +13,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use ahash::{AHashMap, RandomState};
 
@@ -307,15 +307,24 @@ const LONG: usize = 1 << 20;
 pub struct Encoder {
     splitter: Splitter,
     tokens: Vec<Vec<u8>>,
-    merges: Merges,
+    merges: OnceLock<Merges>,  // who only trains needs none
     caches: Mutex<Vec<Cache>>, // those that no thread uses at the moment
 }
 
 impl Encoder {
     /// `tokens`: the bytes of each id. Says what is wrong with a table that byte-pair encoding cannot have made.
     pub fn new(tokens: Vec<Vec<u8>>, splitter: Splitter) -> Result<Self, String> {
-        let merges = Merges::new(&tokens)?;
+        let merges = OnceLock::from(Merges::new(&tokens)?);
         Ok(Encoder { splitter, tokens, merges, caches: Mutex::new(Vec::new()) })
+    }
+
+    /// The same for tokens that were just learned.
+    pub fn trained(tokens: Vec<Vec<u8>>, splitter: Splitter) -> Self {
+        Encoder { splitter, tokens, merges: OnceLock::new(), caches: Mutex::new(Vec::new()) }
+    }
+
+    fn merges(&self) -> &Merges {
+        self.merges.get_or_init(|| Merges::new(&self.tokens).expect("what training gives can be encoded with"))
     }
 
     pub fn splitter(&self) -> &Splitter {
@@ -346,7 +355,7 @@ impl Encoder {
 
     /// Append the ids of `text` to `out`. `splitter` is this thread's own, `another` of `self.splitter()`.
     pub fn encode(&self, splitter: &Splitter, text: &str, cache: &mut Cache, out: &mut Vec<u32>) -> Result<(), String> {
-        let (merges, text_bytes) = (&self.merges, text.as_bytes());
+        let (merges, text_bytes) = (self.merges(), text.as_bytes());
         let mut encoding =
             Encoding { merges, text: text_bytes, cache, out, sought: [Sought::default(); AHEAD], waiting: 0 };
         splitter.split(text, &mut encoding)?;

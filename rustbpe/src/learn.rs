@@ -30,7 +30,7 @@ pub type Pair = (u32, u32);
 const NONE: u32 = u32::MAX;
 
 /// After a count of all pairs, those with at least 1/FLOOR_RATIO of the highest count are kept.
-const FLOOR_RATIO: u64 = 256;
+const FLOOR_RATIO: u64 = 1024;
 
 /// So many places ahead memory is asked for a word.
 const AHEAD: usize = 16;

@@ -137,7 +137,7 @@ impl Tokenizer {
         for &(left, right) in &merges {
             tokens.push([tokens[left as usize].as_slice(), tokens[right as usize].as_slice()].concat());
         }
-        let encoder = Encoder::new(tokens, splitter).map_err(value_error)?;
+        let encoder = Encoder::trained(tokens, splitter);
         if merges.len() < wanted {
             let message = format!(
                 "the corpus holds too few distinct pairs: {} merges learned instead of {wanted}, the vocabulary is \
