@@ -69,7 +69,7 @@ impl Tokenizer {
         Self::with_tokens(tokens.into_iter().flatten().collect(), Splitter::new(pattern).map_err(value_error)?)
     }
 
-    /// Learn `vocab_size - 256` merges from an iterable of str, which is read once, a few megabytes at a time.
+    /// Learn `vocab_size - 256` merges from an iterable of str, which is read once, a small part at a time.
     ///
     /// Highest count first; among equal counts the smallest (left id, right id). A corpus with too few pairs gives a
     /// smaller tokenizer and a UserWarning. Ctrl-C or an error leaves the tokenizer as it was; Ctrl-C is looked for ten

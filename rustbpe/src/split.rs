@@ -1,7 +1,7 @@
 //! Cutting text into words, the units inside which tokens are merged.
 //!
-//! The patterns of the GPT-4 family are known by their text and split by hand, ten to a hundred times faster than by a
-//! regex engine; any other pattern goes through `fancy-regex`, the engine of tiktoken. Both give the same words (but for
+//! The patterns of the GPT-4 family are known by their text and split by hand, many times faster than by a regex
+//! engine; any other pattern goes through `fancy-regex`, the engine of tiktoken. Both give the same words (but for
 //! texts that the engine cannot split, see `regex_words`).
 //!
 //! `"I'll pay 1234 €!\n\n  Bye"` -> `I` `'ll` ` pay` ` ` `12` `34` ` €!\n\n` ` ` ` Bye`

@@ -37,7 +37,7 @@ pub const ASCII: [u8; 128] = {
     table
 };
 
-/// Classes of all code points, in blocks of 256 of which equal ones are kept once (about 30 kB instead of 1.1 MB).
+/// Classes of all code points, in blocks of 256 of which equal ones are kept once (about 40 kB instead of 1.1 MB).
 pub struct Classes {
     block: Vec<u8>, // code point / 256 -> number of its block
     blocks: Vec<[u8; 256]>,

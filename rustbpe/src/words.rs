@@ -15,8 +15,8 @@ const SHORT: usize = 15;
 
 /// A map from words to `V`, by open addressing with linear probing.
 ///
-/// It is too large for the caches, and a word must wait for memory as long as it takes to split ten words. So finding
-/// has two steps, for many words at a time: `seek` asks memory for the slot, `get` or `entry` comes back for it later.
+/// It is too large for the caches, and memory takes far longer to answer than a word takes to split. So finding has
+/// two steps, for many words at a time: `seek` asks memory for the slot, `get` or `entry` comes back for it later.
 pub struct WordMap<V> {
     slots: Vec<Slot<V>>, // a power of two of them, at most 5/8 in use; a free one has the key [0, 0]
     used: usize,
