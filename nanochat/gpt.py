@@ -12,7 +12,7 @@ Rotary embeddings instead of learned positions, RMSNorm without parameters (also
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nanochat.attention import attend, cache_mask, document_mask
 from nanochat.common import UserError
+from nanochat.loss_head import linear_cross_entropy, soft_cap
 from nanochat.optim import Group, Optimizer
 
 if TYPE_CHECKING:  # the engine is a floor above: the model knows only the shape of its cache
@@ -156,6 +157,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32  # one explicit choice, made by whoever builds the model
+        self.compiled = False  # see compile_for_training
         self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # a multiple of 64 suits the matrix units
         self.transformer = nn.ModuleDict({
             "wte": nn.Embedding(self.padded_vocab_size, config.n_embd),
@@ -213,20 +215,23 @@ class GPT(nn.Module):
         unembedding_lr: float = 0.004,
         matrix_lr: float = 0.02,
         weight_decay: float = 0.0,
+        polar_express: bool = False,
+        deterministic: bool = False,
     ) -> Optimizer:
         """Muon for the matrices of the blocks, AdamW for the embedding and the head.
 
-        The AdamW rates were tuned at width 768 and go with 1/√width.
+        The AdamW rates were tuned at width 768 and go with 1/√width. To be made last: the optimizer takes over the
+        memory of the weights, so `model.to(...)` must come before.
         """
         scale = (self.config.n_embd / 768) ** -0.5
         blocks = {n: p for n, p in self.named_parameters() if n.startswith("transformer.h.")}
         adam = {"betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": weight_decay}
         return Optimizer([
-            Group("matrices", "muon", blocks, lr=matrix_lr, dtype=self.compute_dtype),
+            Group("matrices", "muon", blocks, lr=matrix_lr, dtype=self.compute_dtype, polar_express=polar_express),
             Group("embedding", "adamw", {"transformer.wte.weight": self.transformer.wte.weight},
                   lr=embedding_lr * scale, **adam),
             Group("head", "adamw", {"lm_head.weight": self.lm_head.weight}, lr=unembedding_lr * scale, **adam),
-        ])
+        ], deterministic=deterministic)
 
     # ----------------------------------------------------------------- use
 
@@ -240,9 +245,9 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (B, T, vocab_size) float32; or, with `targets` (B, T; -1 = not supervised), the loss.
 
-        `doc` (B, T) gives the document of each position in packed rows; without it a row is one document. With
-        `kv_cache`, row b's tokens stand at positions `lengths[b] + 0..T-1`, and the cache is advanced by T.
-        A batch without any supervised target has loss 0 (not NaN).
+        `doc`: the documents of packed rows, by number (B, T) or as `attention.packed_documents` gives them for this
+        device; without it a row is one document. With `kv_cache`, row b's tokens stand at positions `lengths[b] +
+        0..T-1`, and the cache is advanced by T. A batch without any supervised target has loss 0 (not NaN).
         """
         B, T = idx.shape
         positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
@@ -251,7 +256,7 @@ class GPT(nn.Module):
             self._grow_rotary(max(needed, 2 * self.cos.size(1)))
         if positions is None:
             cos, sin = self.cos[:, :T], self.sin[:, :T]
-            mask = None if doc is None else document_mask(doc)
+            mask = document_mask(doc) if doc is not None and doc.dim() == 2 else doc
         else:
             cos, sin = self.cos[0, positions], self.sin[0, positions]  # (B, T, 1, D/2)
             mask = cache_mask(positions, needed)
@@ -262,16 +267,18 @@ class GPT(nn.Module):
             x = block(x, cos_sin, mask, kv_cache)
         if kv_cache is not None:
             kv_cache.advance(T)
-        logits = self.lm_head(norm(x))[..., : self.config.vocab_size].float()
-        logits = LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
+        x = norm(x)
         if targets is None:
-            return logits
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-        if loss_reduction == "none":
-            return losses.view(B, T)
-        if loss_reduction == "sum":
-            return losses.sum()
-        return losses.sum() / (targets >= 0).sum().clamp(min=1)
+            return soft_cap(self.lm_head(x)[..., : self.config.vocab_size], LOGIT_CAP)
+        loss = linear_cross_entropy(x, self.lm_head.weight, targets, vocab_size=self.config.vocab_size, cap=LOGIT_CAP,
+                                    reduction="none" if loss_reduction == "none" else "sum", compiled=self.compiled)
+        return loss / (targets >= 0).sum().clamp(min=1) if loss_reduction == "mean" else loss
+
+    def compile_for_training(self) -> Callable[..., Tensor]:
+        """`forward`, compiled for one shape. The model itself stays as it is: evaluation and sampling, with shapes of
+        their own, go through it uncompiled (but for the loss kernel, whose shape is always the same)."""
+        self.compiled = True
+        return torch.compile(self, dynamic=False)
 
     @torch.no_grad()
     def generate(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.attention import attend, cache_mask, document_mask
+from nanochat.attention import attend, cache_mask, document_mask, document_offsets, packed_documents, uses_varlen
 from nanochat.common import UserError
 from nanochat.gpt import GPT, LOGIT_CAP, GPTConfig, apply_rotary_emb, config_for_depth
 from tests.reference.attention import attend_slowly
@@ -42,6 +42,71 @@ def test_attend_equals_the_slow_reference(heads, T, dtype, documents, seed):
     expected = attend_slowly(q, k, v, allowed)
     error = (attend(q, k, v, mask).double() - expected).abs().max() / expected.abs().max()
     assert error < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("T", [128, 200, 384, 513])
+def test_blocks_of_queries_equal_the_whole(T, documents):
+    """bfloat16 on CPU goes block by block above 128 positions: forward and gradients against SDPA in float64."""
+    torch.manual_seed(T)
+    q, k, v = (torch.randn(2, heads, T, 16).bfloat16().requires_grad_() for heads in (4, 2, 2))
+    mask = document_mask((torch.rand(2, T) < 0.02).cumsum(1)) if documents else None
+    out = attend(q, k, v, mask)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    upstream = torch.randn(out.shape)
+    out.backward(upstream.bfloat16())
+    expected.backward(upstream.double())
+    for ours, reference in zip((out, q.grad, k.grad, v.grad), (expected, *(x.grad for x in wide)), strict=True):
+        assert (ours.double() - reference).norm() < 1e-2 * reference.norm()
+
+
+def test_offsets_of_documents():
+    starts = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]]).bool()
+    offsets = document_offsets(starts)
+    assert offsets.dtype == torch.int32 and offsets.tolist()[:5] == [0, 3, 4, 5, 8]
+    assert (offsets[4:] == 8).all()
+    assert starts[1, 0] == 0  # the argument is left as it was
+    many = torch.ones(4, 64).bool()  # every position a document: more than the usual room
+    assert document_offsets(many).tolist()[:257] == list(range(257))
+    few = [document_offsets(torch.rand(8, 256) < p).shape for p in (0.0, 0.005, 0.01)]
+    assert len(set(few)) == 1  # the shape does not follow the data
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
+def test_offsets_and_mask_mean_the_same_documents(B, T, share, seed):
+    """The varlen kernel is told the same as the mask: who sees whom, rebuilt from the offsets."""
+    starts = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < share
+    offsets = document_offsets(starts).long()
+    numbers = torch.searchsorted(offsets, torch.arange(B * T), right=True)  # (B·T,) the document of each position
+    assert torch.equal(document_mask(numbers.view(B, T)), document_mask(starts.long().cumsum(1)))
+
+
+def test_packed_documents_on_this_device():
+    inputs = torch.tensor([[1, 5, 6, 1, 8, 9]])
+    assert packed_documents(inputs, 1, torch.bfloat16).tolist() == [[1, 1, 1, 2, 2, 2]]
+    assert uses_varlen("cuda", torch.bfloat16) and not uses_varlen("cuda", torch.float32)
+    assert not uses_varlen("mps", torch.bfloat16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_kernels_of_a_gpu_equal_float64(heads):
+    """cuDNN or Flash on plain rows, varlen on packed ones, forward and backward."""
+    torch.manual_seed(0)
+    H, H_kv = heads
+    q, k, v = (torch.randn(2, h, 256, 64, device="cuda").bfloat16().requires_grad_() for h in (H, H_kv, H_kv))
+    starts = torch.rand(2, 256, device="cuda") < 0.05
+    for mask, dense in ((None, None), (document_offsets(starts), document_mask(starts.cumsum(1)))):
+        wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+        expected = F.scaled_dot_product_attention(*wide, attn_mask=dense, is_causal=dense is None, enable_gqa=True)
+        q.grad = k.grad = v.grad = None
+        out, upstream = attend(q, k, v, mask), torch.randn(expected.shape, device="cuda")
+        out.backward(upstream.bfloat16())
+        expected.backward(upstream.double())
+        for ours, reference in zip((out, q.grad, k.grad, v.grad), (expected, *(x.grad for x in wide)), strict=True):
+            assert (ours.double() - reference).norm() < 2e-2 * reference.norm()
 
 
 def test_cache_mask_hides_cells_beyond_each_row():

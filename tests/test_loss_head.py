@@ -1,0 +1,144 @@
+"""The blockwise loss head against the plain formula: losses, gradients, masks, and what it holds in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat import loss_head
+from nanochat.common import compile_problem
+from nanochat.loss_head import linear_cross_entropy, soft_cap
+from tests.reference.loss_head import plain_losses
+
+CAP = 15.0
+
+
+def case(N: int, C: int, V: int, seed: int, dtype: torch.dtype, masked: float = 0.3, size: float = 1.0):
+    """x, weight (padded to a multiple of 64, as in the model) and targets of which a share is masked."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, C, generator=g).to(dtype).requires_grad_()
+    weight = (torch.randn(-(-V // 64) * 64, C, generator=g) * size).to(torch.promote_types(dtype, torch.float32))
+    targets = torch.randint(0, V, (N,), generator=g)
+    targets[torch.rand(N, generator=g) < masked] = -1
+    return x, weight.requires_grad_(), targets
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach(), b.detach()
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30))
+
+
+def both(x, weight, targets, V, **kwargs):
+    """(loss, dx, dw) of the head and of the reference; the upstream gradient is not 1."""
+    found = []
+    for loss in (linear_cross_entropy(x, weight, targets, vocab_size=V, cap=CAP, **kwargs),
+                 plain_losses(x, weight, targets, V, CAP).sum()):
+        x.grad = weight.grad = None
+        (loss * 0.37).backward()
+        found.append((loss.detach(), x.grad, weight.grad))
+    return found
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.sampled_from([1, 3, 16]), st.sampled_from([2, 50, 64, 130]), st.integers(0, 10_000),
+       st.sampled_from([0.0, 0.3, 0.9]), st.sampled_from([1, 4, 7, 16]), st.sampled_from([1, 2, 3]),
+       st.sampled_from([0.1, 3.0]))
+def test_equals_the_plain_form(N, C, V, seed, masked, block, blocks, size):
+    """Float32 to 1e-5 whatever the blocks: rows that do not divide, one row, saturated logits, whole blocks masked."""
+    x, weight, targets = case(N, C, V, seed, torch.float32, masked, size)
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(loss_head.BLOCK_ROWS, "cpu", block)
+        m.setitem(loss_head.GROUP_ROWS, "cpu", block * blocks)
+        (loss, dx, dw), (loss_, dx_, dw_) = both(x, weight, targets, V)
+        assert float(loss) == pytest.approx(float(loss_), rel=1e-5, abs=1e-5)
+        assert (dx - dx_).abs().max() <= 1e-5 * dx_.abs().max() + 1e-6
+        assert (dw - dw_).abs().max() <= 1e-5 * dw_.abs().max() + 1e-6
+        assert (dw[V:] == 0).all()  # the padding of the vocabulary learns nothing
+
+
+def test_float64_is_exact_and_bfloat16_close():
+    for dtype, bound in ((torch.float64, 1e-12), (torch.bfloat16, 2e-2)):
+        x, weight, targets = case(600, 32, 100, 1, dtype, size=0.5)
+        for ours, reference in zip(*both(x, weight, targets, 100), strict=True):
+            assert relative(ours, reference) < bound
+
+
+def test_one_loss_a_token_with_and_without_gradient():
+    x, weight, targets = case(37, 8, 50, 2, torch.float32)
+    expected = plain_losses(x, weight, targets, 50, CAP)
+    with torch.no_grad():
+        blockwise = linear_cross_entropy(x, weight, targets, vocab_size=50, cap=CAP, reduction="none")
+    plain = linear_cross_entropy(x, weight, targets, vocab_size=50, cap=CAP, reduction="none")
+    assert blockwise.shape == targets.shape and (blockwise[targets < 0] == 0).all()
+    assert relative(blockwise, expected) < 1e-5 and relative(plain, expected) < 1e-5
+    (plain * torch.arange(37)).sum().backward()  # a weight for each token
+    ours = x.grad
+    x.grad = None
+    (expected * torch.arange(37)).sum().backward()
+    assert relative(ours, x.grad) < 1e-5
+
+
+def test_without_a_target_loss_and_gradient_are_zero():  # trap: all-masked
+    x, weight, targets = case(9, 4, 20, 3, torch.float32, masked=2.0)
+    loss = linear_cross_entropy(x, weight, targets, vocab_size=20, cap=CAP)
+    loss.backward()
+    assert loss == 0 and (x.grad == 0).all() and (weight.grad == 0).all()
+
+
+def test_huge_and_broken_logits():
+    """Logits far beyond the cap saturate; a NaN is not hidden."""
+    x, weight, targets = case(5, 4, 20, 4, torch.float32, masked=0.0, size=1e6)
+    for ours, reference in zip(*both(x, weight, targets, 20), strict=True):
+        assert torch.isfinite(ours).all() and relative(ours, reference) < 1e-4
+    with torch.no_grad():
+        x[0, 0] = float("nan")
+    assert linear_cross_entropy(x, weight, targets, vocab_size=20, cap=CAP).isnan()
+
+
+def test_soft_cap_is_float32_at_least():  # trap: softcap-precision
+    assert soft_cap(torch.tensor([100.0], dtype=torch.bfloat16), CAP).dtype == torch.float32
+    assert soft_cap(torch.tensor([3.0], dtype=torch.float64), CAP).dtype == torch.float64
+    assert soft_cap(torch.tensor([1e4]), CAP) == CAP
+
+
+def test_shape_of_a_batch_and_the_second_backward():
+    x, weight, targets = case(12, 4, 20, 5, torch.float32)
+    flat = linear_cross_entropy(x, weight, targets, vocab_size=20, cap=CAP)
+    loss = linear_cross_entropy(x.view(3, 4, 4), weight, targets.view(3, 4), vocab_size=20, cap=CAP)
+    assert torch.equal(flat, loss)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_never_holds_all_logits():
+    """Peak of what is allocated, counted by torch's own allocator events: a small part of the (N, V) float32 logits."""
+    from torch.profiler import ProfilerActivity, profile
+
+    N, C, V = 4096, 8, 4096
+
+    def peak(run) -> int:
+        x, weight, targets = case(N, C, V, 6, torch.float32, masked=0.0)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+            run(x, weight, targets).backward()
+        held = top = 0
+        for event in p.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                top = max(top, held)
+        return top
+
+    plain = peak(lambda x, w, t: torch.nn.functional.cross_entropy(soft_cap(x @ w.T, CAP), t))
+    ours = peak(lambda x, w, t: linear_cross_entropy(x, w, t, vocab_size=V, cap=CAP))
+    assert plain > 3 * N * V * 4 and ours < plain / 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_problem("cpu") is not None, reason="torch.compile does not work here")
+def test_compiled_kernel_equals_the_eager_one():
+    x, weight, targets = case(500, 16, 100, 7, torch.float32)
+    compiled = both(x, weight, targets, 100, compiled=True)
+    for ours, reference in zip(*compiled, strict=True):
+        assert relative(ours, reference) < 1e-5
