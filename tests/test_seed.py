@@ -36,7 +36,7 @@ NAMES = {
         )
     ),
     "nanochat.muon": "zeropower_via_newtonschulz5",
-    "nanochat.optim": "Muon AdamW",
+    "nanochat.optim": "Muon AdamW DistMuon DistAdamW",
     "nanochat.dataset": "list_parquet_files parquets_iter_batched",
     "nanochat.dataloader": "tokenizing_distributed_data_loader_with_state tokenizing_distributed_data_loader",
     "nanochat.checkpoint_manager": (
@@ -67,7 +67,6 @@ NAMES = {
 
 # (module, names): the piece of work that brings them.
 TO_COME = {
-    ("nanochat.optim", "DistMuon DistAdamW"): "training on several ranks",
     ("nanochat.core_eval", "evaluate_task evaluate_example forward_model render_prompts_mc render_prompts_schema "
                            "render_prompts_lm"): "CORE",
     ("scripts.base_eval", "main"): "CORE",
@@ -167,6 +166,9 @@ def test_rustbpe():
         assert callable(getattr(tokenizer, method))
 
 
-@pytest.mark.parametrize("path", ["speedrun.sh", "dev/setup.sh", "rustbpe/Cargo.toml", "runs/d20.toml"])
+FILES = ("speedrun.sh", "dev/setup.sh", "rustbpe/Cargo.toml", "runs/d20.toml", "runs/slurm.sh")
+
+
+@pytest.mark.parametrize("path", FILES)
 def test_files_beside_the_library(path):
     assert (ROOT / path).is_file()

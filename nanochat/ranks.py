@@ -1,0 +1,116 @@
+"""How the ranks of a run speak with each other, beside weights and gradients: a few numbers, a line of text, a failure.
+
+Everything here asks the process group, never the environment: without a group there is one rank, nothing is sent, and
+the caller need not know. With one, every rank must make the same calls in the same order.
+
+    start = on_rank0(lambda: resume_step(...))      # rank 0 decides, all know; its error is everybody's
+    with all_or_none("saving step 500"): ...        # one that fails here ends all of them, instead of leaving them hang
+
+There is nothing to run here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.common import UserError
+
+TEXT_BYTES = 4096  # the longest text that a rank tells the others; all are padded to it
+
+
+def rank_and_world() -> tuple[int, int]:
+    """`(rank, world_size)` of the process group; `(0, 1)` without one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def wire_device() -> torch.device:
+    """Where a tensor must lie to be sent: NCCL knows GPU memory only, gloo takes the CPU's."""
+    if rank_and_world()[1] > 1 and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, in place: `tensor` is whatever lies where the model lies."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """`(k,)` of this rank -> `(world_size, k)`: a row for each rank, on all of them."""
+    world_size = rank_and_world()[1]
+    if world_size == 1:
+        return tensor[None]
+    rows = [torch.empty_like(tensor) for _ in range(world_size)]
+    dist.all_gather(rows, tensor)
+    return torch.stack(rows)
+
+
+def gather_texts(text: str) -> list[str]:
+    """A text of each rank, in the order of the ranks; each cut to `TEXT_BYTES` bytes. Bytes on the wire, no pickle."""
+    if rank_and_world()[1] == 1:
+        return [text]
+    data = text.encode("utf-8")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+    rows = gather(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(wire_device())).cpu()
+    return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "ignore") for row in rows]
+
+
+def on_rank0(fn: Callable[[], Any]) -> Any:
+    """Call `fn` on rank 0 alone; its result (JSON, short) is what all ranks return, its error what all ranks raise."""
+    rank, world_size = rank_and_world()
+    if world_size == 1:
+        return fn()
+    answer: dict[str, Any] = {}
+    error: Exception | None = None
+    if rank == 0:
+        try:
+            answer = {"result": fn()}
+        except Exception as e:
+            error, answer = e, {"error": str(e)[:1000], "user": isinstance(e, UserError)}
+    answer = json.loads(gather_texts(json.dumps(answer))[0])
+    if error is not None:
+        raise error
+    if "error" in answer:
+        raise UserError(answer["error"]) if answer["user"] else RuntimeError(f"rank 0 failed: {answer['error']}")
+    return answer["result"]
+
+
+@contextlib.contextmanager
+def all_or_none(what: str) -> Iterator[None]:
+    """A block that may fail on one rank: then it fails on all, and those that were well name the one that was not."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as e:
+        error = e
+    said = gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, text in enumerate(said):
+        if text:
+            raise UserError(f"rank {rank} failed while {what}: {text}")
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other rank has said this yet: what all ranks find wrong is printed once.
+
+    Not a collective: a rank may be the only one to ask. Where the ranks cannot be asked, each may speak.
+    """
+    if rank_and_world()[1] == 1:
+        return True
+    key = "nanochat/said/" + hashlib.sha256(text.encode("utf-8")).hexdigest()
+    try:
+        return dist.distributed_c10d._get_default_store().add(key, 1) == 1
+    except (RuntimeError, dist.DistError):
+        return True
