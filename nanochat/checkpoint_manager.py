@@ -3,10 +3,12 @@
     base_checkpoints/d4/
       tokenizer/                      the tokenizer that the run was trained with
       model_000500.safetensors
-      optim_000500_rank0.safetensors
+      optim_000500_rank0.safetensors  one a rank: the part of the optimizer's state that it keeps
       meta_000500.json                what the run needs to go on, and the SHA-256 of every file above
 
-`meta` is written last: a step without a valid one does not exist. Loading refuses a file whose hash differs.
+`meta` is written last: a step without a valid one does not exist. Loading refuses a file whose hash differs. What N
+ranks saved, any other number can load: the parts of the optimizer's state are put together and cut anew. Ranks on
+several machines must have the directory in common.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from torch import Tensor
 
 from nanochat.common import UserError, atomic_write, fsync_dir, get_base_dir, print0, resolve_dtype, sha256_file
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.run import FREE_FIELDS
+from nanochat.optim import merge_state_dicts
+from nanochat.ranks import all_or_none, gather_texts, on_rank0, rank_and_world
+from nanochat.run import free_fields
 from nanochat.tokenizer import RustBPETokenizer
 
 SOURCES = {"base": "base_checkpoints", "mid": "mid_checkpoints", "sft": "chatsft_checkpoints",
@@ -100,21 +104,38 @@ def save_checkpoint(
     meta_data: dict[str, Any],
     *,
     tokenizer: RustBPETokenizer,
-    rank: int = 0,
 ) -> None:
-    """Write a step. `meta_data` must be JSON; `step`, the tokenizer's hash and the files' hashes are added to it."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / "tokenizer").exists():
-        tokenizer.save(directory / "tokenizer")
-    files = {f"tokenizer/{p.name}": sha256_file(p) for p in sorted((directory / "tokenizer").iterdir())}
-    name = f"model_{step:06d}.safetensors"
-    files[name] = _write_tensors(directory / name, model_data)
-    if optimizer_data is not None:
-        name = f"optim_{step:06d}_rank{rank}.safetensors"
-        files[name] = _write_tensors(directory / name, optimizer_data)
-    meta = {**meta_data, "step": step, "tokenizer": tokenizer.fingerprint(), "files": files}
-    atomic_write(directory / f"meta_{step:06d}.json", json.dumps(meta, indent=1, allow_nan=False))
+    """Write a step; every rank must call this. `meta_data` must be JSON; `step`, the tokenizer's hash and the files'
+    hashes are added to it.
+
+    Each rank writes its own `optimizer_data`, rank 0 all the rest. If any write fails, all ranks fail, and the step
+    does not exist.
+    """
+    directory, (rank, _) = Path(directory), rank_and_world()
+    files: dict[str, str] = {}
+    with all_or_none(f"saving step {step}"):
+        directory.mkdir(parents=True, exist_ok=True)  # on every rank: none waits for another to make it
+        if rank == 0:
+            if not (directory / "tokenizer").exists():
+                tokenizer.save(directory / "tokenizer")
+            files = {f"tokenizer/{p.name}": sha256_file(p) for p in sorted((directory / "tokenizer").iterdir())}
+            name = f"model_{step:06d}.safetensors"
+            files[name] = _write_tensors(directory / name, model_data)
+        if optimizer_data is not None:
+            name = f"optim_{step:06d}_rank{rank}.safetensors"
+            files[name] = _write_tensors(directory / name, optimizer_data)
+
+    files = {name: digest for text in gather_texts(json.dumps(files)) for name, digest in json.loads(text).items()}
+
+    def commit() -> None:
+        absent = [name for name in files if not (directory / name).is_file()]
+        if absent:
+            raise UserError(f"{absent[0]} was written by a rank on another machine, which has a {directory} of its "
+                            "own: set NANOCHAT_BASE_DIR to a folder that all machines share")
+        meta = {**meta_data, "step": step, "tokenizer": tokenizer.fingerprint(), "files": files}
+        atomic_write(directory / f"meta_{step:06d}.json", json.dumps(meta, indent=1, allow_nan=False))
+
+    on_rank0(commit)
 
 
 def delete_checkpoints(directory: str | Path) -> None:
@@ -163,17 +184,25 @@ def _verified(directory: Path, meta: dict[str, Any], prefix: str) -> list[Path]:
 
 
 def load_checkpoint(
-    directory: str | Path, step: int, device: torch.device, load_optimizer: bool = False, rank: int = 0
+    directory: str | Path, step: int, device: torch.device, load_optimizer: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]]:
-    """`(model_data, optimizer_data or None, meta)`, every file verified before it is read."""
+    """`(model_data, optimizer_data or None, meta)`, every file verified before it is read.
+
+    `optimizer_data` is the whole state, of however many ranks saved it, on the CPU: a rank will take its part of it.
+    """
     directory = Path(directory)
     meta = load_meta(directory, step)
     (model_path,) = _verified(directory, meta, "model_")
     optimizer_data = None
     if load_optimizer:
-        (optimizer_path,) = _verified(directory, meta, f"optim_{step:06d}_rank{rank}.")
-        optimizer_data = load_file(optimizer_path, device=str(device))
+        paths = sorted(_verified(directory, meta, f"optim_{step:06d}_rank"), key=_rank_of)
+        optimizer_data = merge_state_dicts([load_file(path) for path in paths])
     return load_file(model_path, device=str(device)), optimizer_data, meta
+
+
+def _rank_of(path: Path) -> int:
+    """`optim_000500_rank12.safetensors -> 12`: by number, for by name 12 comes before 2."""
+    return int(path.stem.rpartition("_rank")[2])
 
 
 def load_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -> None:
@@ -251,7 +280,7 @@ def resume_step(
     meta = load_meta(directory, steps[-1])
     saved, now = {**meta["config"], "parent": meta["parent"]}, {**config, "parent": parent}
     differing = [f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in sorted(saved.keys() | now.keys())
-                 if k not in FREE_FIELDS and saved.get(k) != now.get(k)]
+                 if k not in free_fields(config) and saved.get(k) != now.get(k)]
     if differing and overwrite:
         delete_checkpoints(directory)
         return None

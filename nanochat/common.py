@@ -9,9 +9,11 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -211,28 +213,54 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def compute_init(device_type: str = "", seed: int = 42):
-    """Seeds, precision settings, device and (under torchrun) the process group.
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep the memory that torch frees on the CPU, for the next step. True if it could.
+
+    A training step frees and allocates the same gigabytes each time. glibc returns large blocks to the kernel at once
+    and gets them back as zeroed pages, one fault each: a third of a step (dev/LOG.md). Elsewhere (macOS, musl) this
+    does nothing.
+    """
+    import ctypes
+
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def compute_init(device_type: str = "", seed: int = 42, *, deterministic: bool = False):
+    """Seeds, precision settings, threads, device and (under torchrun) the process group.
 
     Returns `(ddp, rank, local_rank, world_size, device)`. Pair it with `compute_cleanup()`.
     """
     import torch
+    import torch.distributed as dist
 
     device_type = device_type or autodetect_device_type()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device_type, False):
         raise UserError(f"--device_type={device_type} is not available here: choose one of "
                         f"{', '.join(k for k, v in available.items() if v)}")
-    seed_everything(seed)
     ddp, rank, local_rank, world_size = get_dist_info()
+    if deterministic and device_type != "cpu":
+        raise UserError(f"--deterministic works on the CPU only, not on {device_type}: add --device_type=cpu")
+    if device_type == "mps" and world_size > 1:
+        raise UserError("several ranks cannot share MPS: start it without torchrun, or with --device_type=cpu")
+    if device_type == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(f"rank {rank} has no GPU: --nproc_per_node is more than the {torch.cuda.device_count()} here")
+    seed_everything(seed)
+    device = torch.device(device_type)
     if device_type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
-    else:
-        device = torch.device(device_type)
-    if ddp:
-        torch.distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    elif device_type == "cpu":
+        keep_freed_memory()
+        if threads := threads_per_rank(deterministic):
+            torch.set_num_threads(threads)
+    if ddp and not dist.is_initialized():
+        # The timeout ends what hangs; a rank that dies ends the others at once, by torchrun or a closed connection.
+        bound = {"device_id": device} if device_type == "cuda" else {}
+        dist.init_process_group("nccl" if bound else "gloo", timeout=timedelta(minutes=30), **bound)
     return ddp, rank, local_rank, world_size, device
 
 
@@ -242,6 +270,42 @@ def compute_cleanup() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def threads_per_rank(deterministic: bool = False) -> int | None:
+    """How many threads a rank's arithmetic on the CPU should have; None: as torch has it.
+
+    `OMP_NUM_THREADS` is obeyed where a person has set it. Else the ranks of a machine share its cores, and in
+    deterministic mode each has one: a sum cut in two threads may round otherwise, and 1, 2 and 4 ranks must agree.
+    """
+    if _person_set_threads():
+        return None
+    if deterministic:
+        return 1
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, cpu_cores() // ranks_here) if ranks_here > 1 else None
+
+
+def _person_set_threads() -> bool:
+    """Whether OMP_NUM_THREADS is a person's choice: torchrun sets it to 1 for its ranks where it finds none."""
+    import psutil
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    try:
+        return "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()  # as torchrun itself was started
+    except psutil.Error:
+        return True
+
+
+def cpu_cores() -> int:
+    """Physical cores that this process may use."""
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return min(physical, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else physical
 
 
 # --------------------------------------------------------------------------- what the machine can do
@@ -287,6 +351,55 @@ def measure_matmul_flops(device, dtype, seconds: float = 0.3) -> float:
     while sum(times) < seconds or len(times) < 3:
         times.append(one())
     return 2 * n**3 / min(times)
+
+
+# Dense peaks in TFLOP/s by the name that CUDA (or ROCm) gives a device: (bfloat16, float32 by way of TF32), None where
+# there is no such unit. From the makers' datasheets and architecture white papers (A100, A10, A10G, A40, H100, H200,
+# B200, L4, L40S, V100, T4; GA102, Ada and Blackwell RTX white papers, with float32 accumulation; CDNA 3); figures
+# given "with sparsity" are halved. V100 and T4 have neither unit: their float32 is that of the plain cores.
+_PEAK_TFLOPS: dict[str, tuple[float | None, float | None]] = {
+    r"NVIDIA B200": (2250, 1125),
+    r"NVIDIA H200": (989.4, 494.7),
+    r"NVIDIA H200 NVL": (835.5, 417.5),
+    r"NVIDIA H100 80GB HBM3": (989.4, 494.7),
+    r"NVIDIA H100 PCIe": (756, 378),
+    r"NVIDIA H100 NVL": (835.5, 417.5),
+    r"(NVIDIA )?A100-(SXM4|PCIE)-[48]0GB|NVIDIA A100 80GB PCIe": (312, 156),
+    r"NVIDIA A40": (149.7, 74.8),
+    r"NVIDIA A10": (125, 62.5),
+    r"NVIDIA A10G": (70, 35),
+    r"NVIDIA L4": (121, 60),
+    r"NVIDIA L40": (181, 90.5),
+    r"NVIDIA L40S": (362, 183),
+    r"NVIDIA RTX A6000": (154.8, 77.4),
+    r"NVIDIA GeForce RTX 3090": (71, 35.6),
+    r"NVIDIA GeForce RTX 4090": (165.2, 82.6),
+    r"NVIDIA GeForce RTX 5090": (209.5, 104.8),
+    r"Tesla V100-SXM2-(16|32)GB": (None, 15.7),
+    r"Tesla V100-PCIE-(16|32)GB": (None, 14.0),
+    r"Tesla T4": (None, 8.1),
+    r"AMD Instinct MI300X": (1307.4, 653.7),
+}
+
+
+def peak_flops(device, dtype) -> float | None:
+    """The published dense peak of a device in FLOP/s, which MFU is quoted against; None: not known, never guessed."""
+    import torch
+
+    return peak_flops_by_name(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
+
+
+def peak_flops_by_name(name: str, dtype) -> float | None:
+    """`"NVIDIA H100 80GB HBM3", torch.bfloat16 -> 989.4e12`. The whole name must fit: a slice of a device (MIG), a
+    laptop's chip or an unknown sister is another device.
+    """
+    import torch
+
+    for pattern, (bf16, tf32) in _PEAK_TFLOPS.items():
+        if re.fullmatch(pattern, name):
+            tera = {torch.bfloat16: bf16, torch.float32: tf32}.get(dtype)
+            return None if tera is None else tera * 1e12
+    return None
 
 
 def peak_memory_bytes() -> int:

@@ -20,13 +20,14 @@ import dataclasses
 import difflib
 import errno
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nanochat.common import UserError, compute_cleanup
+from nanochat.common import UserError, compute_cleanup, get_dist_info
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,6 +35,7 @@ else:
     import tomli as tomllib
 
 C = TypeVar("C")
+REFUSED = 2  # exit status after a UserError
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
@@ -115,23 +117,61 @@ def parse(config_class: type[C], argv: Sequence[str], section: str) -> C:
     return tyro.cli(config_class, args=arguments, default=config_class(**default), prog=section, use_underscores=True)
 
 
-def main(run: Callable[[C], None], config_class: type[C]) -> None:
-    """Parse the command line, run, and turn what a person can mend into one line and a non-zero exit status."""
+def main(run: Callable[[C], None], config_class: type[C], *, distributed: bool = False) -> None:
+    """Parse the command line, run, and turn what a person can mend into one line and a non-zero exit status.
+
+    `distributed`: the script may be started by torchrun with several ranks; another says that it works in one process.
+    """
     section = Path(sys.argv[0]).stem
     try:
-        run(parse(config_class, sys.argv[1:], section))
+        config = parse(config_class, sys.argv[1:], section)
+        if not distributed and get_dist_info()[3] > 1:
+            raise UserError(f"{section} works in one process: start it without torchrun, python -m ... {section}")
+        run(config)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        _say(f"error: {e}")
+        sys.exit(REFUSED)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         sys.exit(130)
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        print(f"error: the disk is full ({e.filename or 'while writing'}): free some space or point NANOCHAT_BASE_DIR "
-              "elsewhere; the last finished checkpoint is intact", file=sys.stderr)
-        sys.exit(2)
+        _say(f"error: the disk is full ({e.filename or 'while writing'}): free some space or point NANOCHAT_BASE_DIR "
+             "elsewhere; the last finished checkpoint is intact")
+        sys.exit(REFUSED)
+    except RuntimeError as e:
+        if not _lost_another_rank(e):
+            raise
+        _say(f"rank {get_dist_info()[1]} stopped: its connection to another rank is gone ({str(e).split('. ')[0]}); "
+             "see what that one said, or how it ended")
+        time.sleep(5)  # torchrun ends us as soon as it sees the other: it is to name the one that failed first
+        sys.exit(1)
     finally:
         if "torch" in sys.modules:
             compute_cleanup()
+
+
+def _say(text: str) -> None:
+    """To stderr; what several ranks have to say alike is said once, and by another rank than 0 with its number."""
+    _, rank, local_rank, world_size = get_dist_info()
+    if world_size > 1:
+        from nanochat.ranks import first_to_say, rank_and_world
+
+        if rank_and_world()[1] == 1:  # too early to ask the others: all ranks of a machine have done the same
+            if local_rank > 0:
+                return
+        elif not first_to_say(text):
+            return
+        if rank > 0 and text.startswith("error: "):
+            text = f"error on rank {rank}: " + text.removeprefix("error: ")
+    print(text, file=sys.stderr, flush=True)
+
+
+def _lost_another_rank(error: RuntimeError) -> bool:
+    """Whether this is what the survivors get when a rank dies: an error of the process group, not one of ours."""
+    if get_dist_info()[3] == 1:
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or any(name in str(error) for name in ("gloo", "NCCL"))

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from nanochat.batch_size import rows_per_rank
 from nanochat.checkpoint_manager import checkpoint_root, load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.dataloader import Batch, Loader, conversation_loader
+from nanochat.ranks import on_rank0
 from nanochat.report import get_report
-from nanochat.train import Every, StageConfig, grad_accum_steps, run_training, validation
+from nanochat.train import Every, StageConfig, make_optimizer, rows_of, run_training, validation
 from tasks.catalog import parse_mixture
 
 
@@ -40,37 +42,42 @@ class FinetuneConfig(StageConfig):
 
 def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to: str) -> None:
     """Train the last model of `source_from` on `config.mixture`, into `source_to`; log to the report as `stage`."""
-    *_, device = compute_init(config.device_type, config.seed)
+    _, rank, _, world_size, device = compute_init(config.device_type, config.seed, deterministic=config.deterministic)
     model, tokenizer, meta = load_model(source_from, device, "train", config.from_tag, config.step,
                                         resolve_dtype(config.dtype, device.type))
-    B, T = config.device_batch_size, model.config.sequence_len
-    grad_accum_steps(config.total_batch_size, B, T)  # refuse before any work
+    T, ranks = model.config.sequence_len, {"rank": rank, "world_size": world_size}
+    rows_per_rank(config.total_batch_size, config.device_batch_size, T, deterministic=config.deterministic)  # or refuse
     train_task = parse_mixture(config.mixture, config.data, "train")
     val_task = parse_mixture(config.mixture, config.data, "test")
     print0(f"{len(train_task):,} conversations to train on: {', '.join(config.mixture)}")
-
+    optimizer = make_optimizer(model, config)
+    optimizer.scale_lr(config.init_lr_frac)
+    rows = rows_of(config, T, model, tokenizer.get_bos_token_id())
     loaders: list[Loader] = []
 
     def batches(state: dict | None) -> Iterator[Batch]:
-        loaders.append(conversation_loader(train_task, tokenizer, B, T, device=device, state=state, seed=config.seed))
+        loaders.append(conversation_loader(train_task, tokenizer, rows.share, T, device=device, state=state,
+                                           seed=config.seed, **ranks))
         return loaders[-1]
 
-    def val_batches() -> Iterator[Batch]:
-        return conversation_loader(val_task, tokenizer, B, T, device=device, seed=config.seed, epochs=1)
+    def val_loader() -> Loader:
+        return conversation_loader(val_task, tokenizer, rows.micro, T, device=device, seed=config.seed, epochs=1,
+                                   **ranks)
+
+    def packed_rows() -> int:
+        """Rows of an epoch, by packing it: rows hold whole conversations, so lengths alone do not tell."""
+        with conversation_loader(train_task, tokenizer, 256, T, device="cpu", seed=config.seed, epochs=1) as loader:
+            for _ in loader:
+                pass
+            return loader.counts["positions"] // T
 
     iterations = config.num_iterations
     if iterations < 1:
-        # Count an epoch by packing it: rows hold whole conversations, so lengths alone do not tell.
-        rows = sum(len(batch.inputs) for batch in
-                   conversation_loader(train_task, tokenizer, B, T, device="cpu", seed=config.seed, epochs=1))
-        iterations = max(1, rows * T * config.num_epochs // config.total_batch_size)
-    optimizer = model.setup_optimizers(embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr,
-                                       matrix_lr=config.matrix_lr, weight_decay=config.weight_decay)
-    optimizer.scale_lr(config.init_lr_frac)
-    validate = validation(model, val_batches, tokenizer, max(1, config.eval_tokens // (B * T)))
+        iterations = max(1, on_rank0(packed_rows) * T * config.num_epochs // config.total_batch_size)
+    validate = validation(model, val_loader, tokenizer, config.eval_tokens)
     tag = config.model_tag or meta["parent"]["model_tag"]
     result = run_training(model=model, tokenizer=tokenizer, optimizer=optimizer, make_batches=batches, config=config,
-                          num_iterations=iterations, max_seq_len=T, directory=checkpoint_root(source_to) / tag,
+                          num_iterations=iterations, rows=rows.micro, directory=checkpoint_root(source_to) / tag,
                           hooks=[Every(config.eval_every, validate)], parent=meta["parent"])
     # what became of the conversations, over all epochs begun: a person's own may be too long or malformed
     seen = loaders[-1].counts

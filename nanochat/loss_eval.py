@@ -14,16 +14,18 @@ There is nothing to run here: `python -m scripts.base_loss` measures a checkpoin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from nanochat.attention import packed_documents
+from nanochat.dataloader import Batch, Loader
 from nanochat.engine import Engine
+from nanochat.ranks import sum_over_ranks, wire_device
 
 if TYPE_CHECKING:
     from nanochat.gpt import GPT
@@ -60,7 +62,7 @@ def evaluate_loss(
     out, it is the first id of zero bytes, which in our tokenizers is <|bos|>. Under torch.distributed every rank brings
     its own batches and gets the sum over all. The model is left in the mode (train or eval) that it came in.
     """
-    lengths = torch.as_tensor(token_bytes)
+    lengths, dtype = torch.as_tensor(token_bytes), getattr(model, "compute_dtype", torch.float32)
     if bos is None:
         bos = int((lengths == 0).nonzero()[0])
     was_training = getattr(model, "training", False)
@@ -71,7 +73,7 @@ def evaluate_loss(
         for batch in batches:
             inputs, targets = batch if isinstance(batch, tuple) else (batch.inputs, batch.targets)
             lengths = lengths.to(inputs.device)
-            losses = model(inputs, targets, loss_reduction="none", doc=(inputs == bos).cumsum(1))  # (B, T)
+            losses = model(inputs, targets, loss_reduction="none", doc=packed_documents(inputs, bos, dtype))
             bytes_ = torch.where(targets >= 0, lengths[targets.clamp(min=0)], 0)  # (B, T)
             counted = bytes_ > 0
             # `where`, not a product: the loss of a position that does not count may be anything, NaN too
@@ -84,17 +86,23 @@ def evaluate_loss(
         if was_training:
             model.train()
     totals = [0.0, 0, 0] if nats is None else [nats.item(), *count.tolist()]
-    if dist.is_available() and dist.is_initialized():
-        totals = _sum_over_ranks(totals)
+    # float64 holds counts exactly up to 2^53 bytes, so one tensor carries all three
+    totals = sum_over_ranks(torch.tensor(totals, dtype=torch.float64, device=wire_device())).tolist()
     return LossResult(totals[0], int(totals[1]), int(totals[2]))
 
 
-def _sum_over_ranks(totals: list[float]) -> list[float]:
-    """float64 holds counts exactly up to 2^53 bytes, so one tensor carries all three."""
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(totals, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+def first_rows(loader: Loader, rows: int) -> Iterator[Batch]:
+    """This rank's batches of the first `rows` rows of a loader's stream.
+
+    The set is the same for any batch size and number of ranks: what lies behind it in the last batch is not supervised.
+    """
+    for seen in range(0, rows, loader.rows):
+        batch = next(loader, None)
+        if batch is None:
+            return
+        ours = max(0, rows - seen - loader.rank * loader.B)
+        batch.targets[ours:] = -1
+        yield batch
 
 
 def evaluate_bpb(

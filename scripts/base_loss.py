@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 from nanochat import configurator
+from nanochat.batch_size import memory_named
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.dataloader import tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import text_iterator
-from nanochat.loss_eval import LossResult, continue_openings, evaluate_loss
+from nanochat.loss_eval import LossResult, continue_openings, evaluate_loss, first_rows
 from nanochat.report import get_report
 
 
@@ -46,14 +46,13 @@ class Config:
 
 
 def measure(model: Any, tokenizer: Any, split: str, config: Config, rank: int, world_size: int) -> LossResult:
-    """The loss over about `split_tokens` tokens of a split, shared among the ranks."""
-    B, T = config.device_batch_size, model.config.sequence_len
-    batches = tokenizing_distributed_data_loader_with_state(
-        tokenizer, B, T, split, data=config.data, device=model.get_device(), seed=config.seed, rank=rank,
-        world_size=world_size)
-    with batches:
-        wanted = max(1, config.split_tokens // (B * T * world_size))
-        return evaluate_loss(model, islice(batches, wanted), tokenizer.token_bytes(), tokenizer.get_bos_token_id())
+    """The loss over the first `split_tokens` tokens of a split, shared among the ranks."""
+    loader = tokenizing_distributed_data_loader_with_state(
+        tokenizer, config.device_batch_size, model.config.sequence_len, split, data=config.data,
+        device=model.get_device(), seed=config.seed, rank=rank, world_size=world_size)
+    with loader, memory_named("the forward pass", config.device_batch_size, loader.T):
+        batches = first_rows(loader, max(1, config.split_tokens // loader.T))
+        return evaluate_loss(model, batches, tokenizer.token_bytes(), tokenizer.get_bos_token_id())
 
 
 def main(config: Config) -> None:
@@ -69,11 +68,12 @@ def main(config: Config) -> None:
                    f"{split}_bytes": loss.bytes}
         print0(f"{split:5} {loss.bpb:.4f} bits per byte, {loss.nats_per_token:.4f} nats per token "
                f"({loss.tokens:,} tokens, {loss.bytes:,} bytes of {config.data})")
-    result["samples"] = continue_openings(model, tokenizer, text_iterator(config.data, "val"))
+    texts = text_iterator(config.data, "val")
+    result["samples"] = continue_openings(model, tokenizer, texts) if rank == 0 else []
     for one in result["samples"]:
         print0(f"  {one['prompt']} ▸{one['completion']}")
     get_report().log("base_loss", {**result, "seconds": time.monotonic() - start})
 
 
 if __name__ == "__main__":
-    configurator.main(main, Config)
+    configurator.main(main, Config, distributed=True)

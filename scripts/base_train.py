@@ -2,6 +2,7 @@
 
     python -m scripts.base_train --depth=4 --max_seq_len=256 --device_batch_size=16 --total_batch_size=4096
     python -m scripts.base_train runs/pocket.toml --num_iterations=100
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_train runs/d20.toml      (runs/slurm.sh: several machines)
 
 Reads the tokenizer that `tok_train` left and the text of `--data`; writes `base_checkpoints/d<depth>/`. One dial,
 `--depth`, sets the size; the number of steps follows from it unless it is given.
@@ -9,21 +10,21 @@ Reads the tokenizer that `tok_train` left and the text of `--data`; writes `base
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 
 from nanochat import configurator
+from nanochat.batch_size import rows_per_rank
 from nanochat.checkpoint_manager import checkpoint_root
 from nanochat.common import UserError, compute_init, print0, print_banner, resolve_dtype
-from nanochat.dataloader import Batch, tokenizing_distributed_data_loader_with_state
-from nanochat.dataset import text_iterator
+from nanochat.dataloader import Loader, tokenizing_distributed_data_loader_with_state
+from nanochat.dataset import corpus, text_iterator
 from nanochat.gpt import GPT, config_for_depth
 from nanochat.loss_eval import continue_openings
 from nanochat.report import get_report
 from nanochat.tokenizer import get_tokenizer
-from nanochat.train import Every, StageConfig, TrainState, grad_accum_steps, run_training, validation
+from nanochat.train import Every, StageConfig, TrainState, make_optimizer, rows_of, run_training, validation
 
 
 @dataclass
@@ -60,34 +61,37 @@ def steps_to_train(config: Config, parameters: int, flops_per_token: int) -> int
 
 def main(config: Config) -> None:
     print_banner()
-    grad_accum_steps(config.total_batch_size, config.device_batch_size, config.max_seq_len)  # refuse before any work
-    *_, device = compute_init(config.device_type, config.seed)
+    rows_per_rank(config.total_batch_size, config.device_batch_size, config.max_seq_len,
+                  deterministic=config.deterministic)  # what does not fit together is refused before any work
+    _, rank, _, world_size, device = compute_init(config.device_type, config.seed, deterministic=config.deterministic)
     tokenizer = get_tokenizer()
+    corpus(config.data)  # now, not at the first step: what is missing is made or fetched while the other ranks wait
     with torch.device("meta"):
         model = GPT(config_for_depth(config.depth, vocab_size=tokenizer.get_vocab_size(), head_dim=config.head_dim,
                                      sequence_len=config.max_seq_len, aspect_ratio=config.aspect_ratio))
     model.to_empty(device=device)
     model.init_weights(config.seed)
     model.compute_dtype = resolve_dtype(config.dtype, device.type)
-    B, T = config.device_batch_size, config.max_seq_len
+    optimizer = make_optimizer(model, config)
+    rows = rows_of(config, config.max_seq_len, model, tokenizer.get_bos_token_id())
 
-    def batches(split: str, state: dict | None = None) -> Iterator[Batch]:
-        return tokenizing_distributed_data_loader_with_state(tokenizer, B, T, split, data=config.data, device=device,
-                                                             state=state, seed=config.seed)
+    def loader(split: str, B: int, state: dict | None = None) -> Loader:
+        return tokenizing_distributed_data_loader_with_state(
+            tokenizer, B, config.max_seq_len, split, data=config.data, device=device, state=state, seed=config.seed,
+            rank=rank, world_size=world_size)
 
     samples: list[dict[str, str]] = []
 
     def sample(state: TrainState) -> None:
-        samples[:] = continue_openings(model, tokenizer, text_iterator(config.data, "val"))
+        if rank == 0:
+            samples[:] = continue_openings(model, tokenizer, text_iterator(config.data, "val"))
         for one in samples:
             print0(f"  {one['prompt']} ▸{one['completion']}")
 
-    validate = validation(model, lambda: batches("val"), tokenizer, max(1, config.eval_tokens // (B * T)))
+    validate = validation(model, lambda: loader("val", rows.micro), tokenizer, config.eval_tokens)
     result = run_training(
-        model=model, tokenizer=tokenizer, config=config, max_seq_len=T,
-        optimizer=model.setup_optimizers(embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr,
-                                         matrix_lr=config.matrix_lr, weight_decay=config.weight_decay),
-        make_batches=lambda state: batches("train", state),
+        model=model, tokenizer=tokenizer, optimizer=optimizer, config=config, rows=rows.micro,
+        make_batches=lambda state: loader("train", rows.share, state),
         num_iterations=steps_to_train(config, model.num_parameters(), model.estimate_flops()),
         directory=checkpoint_root("base") / (config.model_tag or f"d{config.depth}"),
         hooks=[Every(config.eval_every, validate), Every(config.sample_every, sample)])
@@ -96,4 +100,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    configurator.main(main, Config)
+    configurator.main(main, Config, distributed=True)

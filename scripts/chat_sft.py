@@ -34,4 +34,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    configurator.main(main, Config)
+    configurator.main(main, Config, distributed=True)

@@ -13,7 +13,10 @@ Each stage is a process of its own, `python -m scripts.STAGE preset.toml FLAGS`,
 touch the next. A stage that has finished with the same settings, on the same output of the stages before it, is not
 run again; one that was interrupted goes on from its last save. Time and peak memory are measured from outside.
 
-Run: `python -m scripts.speedrun runs/pocket.toml`
+Where there are several CUDA devices, the stages that can use them run on all, a rank each (`--nproc` says another
+number); a run begun on so many ranks goes on with any other.
+
+Run: `python -m scripts.speedrun runs/pocket.toml [--nproc=N]`
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,15 +38,15 @@ from pathlib import Path
 
 import psutil
 
-from nanochat.common import UserError, atomic_write, get_base_dir, print_banner, sha256_file
-from nanochat.configurator import load_toml, nearest
+from nanochat.common import UserError, atomic_write, check_at_least, get_base_dir, print_banner, sha256_file
+from nanochat.configurator import REFUSED, load_toml, nearest
 from nanochat.report import MAKERS, Report
-from nanochat.run import FREE_FIELDS
+from nanochat.run import free_fields
 
 RESUMABLE = ("base_train", "mid_train", "chat_sft", "chat_rl")  # gradient stages: they save as they go
+DISTRIBUTED = ("base_train", "base_loss", "mid_train", "chat_sft")  # those that may run on several ranks
 SOURCES = Path(__file__).resolve().parents[1]
 LIBRARY_STAGES = ("dataset", "report")  # commands of the library: fetch the data first, render the card last
-REFUSED = 2  # exit code of a stage that a UserError ended: it may have found somebody else's run in its place
 SAMPLE_EVERY = 0.5  # seconds between two looks at the memory
 
 
@@ -202,7 +206,9 @@ class Ledger:
 
 def stage_hash(stage: Stage, before: str) -> str:
     """Hash of all that decides a stage's result: its command, its settings, and `before`, the makers before it."""
-    settings = {table: {k: v for k, v in values.items() if k not in FREE_FIELDS}  # they do not change the result
+    free = free_fields({k: v for values in stage.settings.values() for k, v in values.items()}
+                       | {flag.lstrip("-"): True for flag in stage.flags})
+    settings = {table: {k: v for k, v in values.items() if k not in free}  # they do not change the result
                 for table, values in stage.settings.items()}
     text = json.dumps([stage.script, stage.flags, settings, before], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
@@ -267,9 +273,21 @@ def run_command(command: list[str]) -> tuple[int, float, int, int | None]:
     return code, time.monotonic() - began, peak, received[0] if received else None
 
 
-def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: Ledger, head: str) -> int:
+def cuda_devices() -> int:
+    """How many CUDA devices torch sees here. Asked of another process: importing torch takes seconds, and memory."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def run_stage(
+    path: Path, stage: Stage, stages: list[Stage], key: str, ledger: Ledger, head: str, nproc: int = 1
+) -> int:
     """Run one stage and keep the ledger. Returns its exit code, 128 + the signal's number if one came."""
-    command = [sys.executable, "-m", stage.module, str(path), *stage.flags]
+    launch = ["nanochat.launch", str(nproc)] if nproc > 1 and stage.script in DISTRIBUTED else []
+    command = [sys.executable, "-m", *launch, stage.module, str(path), *stage.flags]
     start = ledger.how_to_start(stage.name, key) if stage.script in RESUMABLE else []
     command += start
     print(f"{head}{': going on from its last save' if '--resume' in start else ''}", flush=True)
@@ -280,6 +298,7 @@ def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: L
         (ledger.report.folder / f"{stage.name}.json").unlink(missing_ok=True)  # an old figure must not pass for a new
         ledger.write(stage.name, key, finished=False)
     code, seconds, peak, signum = run_command(command)
+    # A stage that refused may have found somebody else's run in its place.
     ledger.write(stage.name, key, finished=code == 0 and signum is None, seconds=seconds, peak=peak,
                  ours=code != REFUSED)
     if signum is not None:
@@ -292,10 +311,14 @@ def run_stage(path: Path, stage: Stage, stages: list[Stage], key: str, ledger: L
     return code if code >= 0 else 128 - code
 
 
-def run_preset(path: Path) -> int:
-    """Run all stages of a preset that are not done yet. Returns the exit code."""
+def run_preset(path: Path, nproc: int = 0) -> int:
+    """Run all stages of a preset that are not done yet, on `nproc` ranks where they can (0: one a CUDA device).
+
+    Returns the exit code.
+    """
     path = path.resolve()
     preset, stages = load_preset(path)
+    nproc = nproc or max(1, cuda_devices())
     ledger = Ledger(preset, Report(get_base_dir() / "report"))
     began, before = time.monotonic(), ""
     for i, stage in enumerate(stages, start=1):
@@ -304,7 +327,7 @@ def run_preset(path: Path) -> int:
         key = stage_hash(stage, before)
         if stage.script != "report" and ledger.done(stage.name, key):
             print(f"{head}: done before with the same settings, skipped", flush=True)
-        elif (code := run_stage(path, stage, stages, key, ledger, head)) != 0:
+        elif (code := run_stage(path, stage, stages, key, ledger, head, nproc)) != 0:
             return code
         if stage.name in MAKERS:  # evaluations only look: a changed one makes nothing after it old
             before = f"{key} {ledger.report_hash(stage.name)}"
@@ -327,10 +350,13 @@ def say_goodbye(stages: list[Stage], seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.speedrun", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("preset", type=Path, help="a preset file, e.g. runs/pocket.toml")
+    parser.add_argument("--nproc", type=int, default=0, metavar="N",
+                        help="ranks of the training stages (default: one a CUDA device, else one)")
     args = parser.parse_args(argv)
     print_banner()
     try:
-        return run_preset(args.preset)
+        check_at_least(0, nproc=args.nproc)
+        return run_preset(args.preset, args.nproc)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

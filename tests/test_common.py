@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from nanochat import common
+from nanochat import common, configurator
 from nanochat.common import UserError, atomic_write, compute_cleanup, compute_init, get_dist_info, resolve_dtype
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_atomic_write_replaces_whole_files_and_leaves_no_temporary(tmp_path):
@@ -92,3 +98,63 @@ def test_progress_yields_all_items_in_silence_without_a_terminal(capsys):
 def test_no_compiler_is_said_in_words(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "no C++ compiler" in common.compile_problem("cpu")
+
+
+def test_peak_flops_are_of_this_very_device_or_unknown():  # trap: mfu-constant
+    bf16, f32 = torch.bfloat16, torch.float32
+    assert common.peak_flops_by_name("NVIDIA H100 80GB HBM3", bf16) == 989.4e12
+    assert common.peak_flops_by_name("NVIDIA H100 PCIe", bf16) == 756e12
+    assert common.peak_flops_by_name("NVIDIA A100-SXM4-40GB", f32) == 156e12
+    assert common.peak_flops_by_name("NVIDIA A100 80GB PCIe", bf16) == 312e12
+    assert common.peak_flops_by_name("Tesla V100-SXM2-16GB", bf16) is None  # it has no such unit
+    for unknown in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA L", "NVIDIA H20",
+                    "NVIDIA GeForce RTX 3090 Ti", "", "Something New"):
+        assert common.peak_flops_by_name(unknown, bf16) is None
+    assert common.peak_flops_by_name("NVIDIA H200", torch.float64) is None
+    assert common.peak_flops(torch.device("cpu"), bf16) is None
+
+
+def threads(persons: str | None, ranks_here: int, deterministic: bool = False) -> str:
+    """What `threads_per_rank` says in a rank whose torchrun was started by a person who set OMP_NUM_THREADS or not."""
+    code = f"from nanochat.common import threads_per_rank, cpu_cores; print(threads_per_rank({deterministic}))"
+    torchrun = (f"import os, subprocess, sys; os.environ.setdefault('OMP_NUM_THREADS', '1'); "
+                f"os.environ |= {{'TORCHELASTIC_RUN_ID': 'x', 'LOCAL_WORLD_SIZE': '{ranks_here}'}}; "
+                f"subprocess.run([sys.executable, '-c', {code!r}], check=True)")
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    env |= {"OMP_NUM_THREADS": persons} if persons else {}
+    return subprocess.run([sys.executable, "-c", torchrun], env=env, cwd=ROOT, capture_output=True, check=True,
+                          encoding="utf-8").stdout.strip()
+
+
+def test_ranks_share_the_cores_unless_a_person_said_otherwise():
+    cores = common.cpu_cores()
+    assert threads(None, ranks_here=2) == str(max(1, cores // 2))  # the 1 is torchrun's, not a person's
+    assert threads(None, ranks_here=10**6) == "1"
+    assert threads("3", ranks_here=2) == "None"  # as torch has it, which is what OMP_NUM_THREADS says
+    assert threads(None, ranks_here=1, deterministic=True) == "1"
+
+
+def test_deterministic_mode_is_refused_off_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="--deterministic works on the CPU only, not on cuda"):
+        compute_init("cuda", deterministic=True)
+
+
+def test_what_all_ranks_find_before_they_have_met_is_said_by_one_a_machine(monkeypatch, capsys):
+    """A command of one process under torchrun; the third rank is the first of another machine."""
+    monkeypatch.setattr(sys, "argv", ["tok_train"])
+    said = []
+    for rank, local_rank in ((0, 0), (1, 1), (2, 0)):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", 4)):
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(SystemExit, match="2"):
+            configurator.main(lambda config: None, Nothing)
+        said.append(capsys.readouterr().err)
+    line = "tok_train works in one process: start it without torchrun, python -m ... tok_train\n"
+    assert said == [f"error: {line}", "", f"error on rank 2: {line}"]
+    configurator.main(lambda config: None, Nothing, distributed=True)
+
+
+@dataclass
+class Nothing:
+    """A command without settings."""

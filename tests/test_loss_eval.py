@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from nanochat.dataloader import Batch
-from nanochat.loss_eval import continue_openings, evaluate_bpb, evaluate_loss
+from nanochat.dataloader import Batch, conversation_loader
+from nanochat.loss_eval import LossResult, continue_openings, evaluate_bpb, evaluate_loss, first_rows
 from nanochat.tokenizer import SPECIAL_TOKENS, pick_tokenizer_class
+from tasks.common import Task, TaskMixture
 from tests.helpers import small_model, small_tokenizer
 
 LENGTHS = torch.tensor([1, 3, 2, 0, 0])  # two special tokens, the first of them BOS
@@ -95,3 +96,42 @@ def test_openings_fit_the_context_in_a_language_without_spaces():
     assert [s["prompt"] for s in samples][1:] == ["Mira lives in Tarn and keeps", "", "x"]
     assert samples[0]["prompt"].startswith("世界人权") and len(tokenizer(samples[0]["prompt"])) <= 17
     assert all(s["completion"] for s in samples)
+
+
+def test_the_first_rows_are_the_same_for_any_batch_size_and_number_of_ranks(tmp_path):  # trap: tiny-eval
+    """The first 37 rows of a longer stream, summed over ranks, in batches of 1 to 16; then more rows than there are."""
+    tokenizer = small_tokenizer()
+    model = small_model(tokenizer)
+    task = TaskMixture([Said([f"{i} + {i} = {2 * i}. " * (i % 7 + 1) for i in range(300)])])
+
+    def total(B: int, world_size: int, rows: int) -> LossResult:
+        results = []
+        for rank in range(world_size):
+            with conversation_loader(task, tokenizer, B, 64, epochs=1, rank=rank, world_size=world_size) as loader:
+                results.append(evaluate_loss(model, first_rows(loader, rows), tokenizer.token_bytes()))
+        return LossResult(*(sum(getattr(r, name) for r in results) for name in ("nats", "bytes", "tokens")))
+
+    for rows in (37, 10_000):
+        whole = total(1, 1, rows)
+        assert whole.tokens > 0
+        for B, world_size in ((16, 1), (5, 2), (16, 3), (3, 4)):
+            part = total(B, world_size, rows)
+            assert (part.tokens, part.bytes) == (whole.tokens, whole.bytes)
+            assert part.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert total(1, 1, 37).tokens < total(1, 1, 10_000).tokens
+
+
+class Said(Task):
+    """One conversation a text."""
+
+    def __init__(self, texts: list[str]):
+        super().__init__()
+        self.texts = texts
+
+    eval_type = "generative"
+
+    def num_examples(self) -> int:
+        return len(self.texts)
+
+    def get_example(self, index: int) -> dict:
+        return {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": self.texts[index]}]}

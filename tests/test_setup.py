@@ -87,17 +87,17 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, **popen) -> subprocess.Popen:
+def start(folder: Path, *flags: str, **popen) -> subprocess.Popen:
     env = {**os.environ, "NANOCHAT_BASE_DIR": str(folder / "base"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "scripts.speedrun", "tiny.toml"]
+    command = [sys.executable, "-m", "scripts.speedrun", "tiny.toml", *flags]
     return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             encoding="utf-8", **popen)
 
 
-def run(folder: Path) -> tuple[int, list[str], str]:
+def run(folder: Path, *flags: str) -> tuple[int, list[str], str]:
     """(exit code, the stages that were called with their flags, all that was printed)"""
     (folder / "calls.log").unlink(missing_ok=True)
-    process = start(folder)
+    process = start(folder, *flags)
     out, err = process.communicate(timeout=60)
     calls = folder / "calls.log"
     return process.returncode, calls.read_text(encoding="utf-8").splitlines() if calls.exists() else [], out + err
@@ -138,6 +138,24 @@ def test_a_run_made_by_hand_is_refused_as_often_as_one_tries(folder):
         code, calls, _ = run(folder)
         assert code == 2 and calls[-1] == f"base_train{flags}"
     assert by_hand.exists()
+
+
+@pytest.mark.slow
+def test_training_stages_run_on_several_ranks_and_their_exit_status_counts(folder):
+    """Real torchrun, around stand-ins that write one line a rank."""
+    change(folder, '"tok_eval", ', "")
+    by_hand = folder / "base/made/base_train/by_hand"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.touch()
+    for flags in ("", " --resume"):  # a refusal is a refusal on two ranks as well: never --overwrite
+        code, calls, out = run(folder, "--nproc=2")
+        assert code == 2 and calls[-2:] == [f"base_train{flags}"] * 2 and "was the first to end: exit status 2" in out
+    by_hand.unlink()
+    code, calls, out = run(folder, "--nproc=2")
+    assert (code, calls) == (0, ["base_train --resume"] * 2 + ["chat_eval_mid --source=mid"]), out  # on one: chat_eval
+    assert run(folder)[1] == []  # how many ranks there were makes no difference
+    code, calls, out = run(folder, "--nproc=-1")
+    assert (code, calls) == (2, []) and out.strip().endswith("error: --nproc=-1 is impossible: it must be at least 0")
 
 
 def test_output_that_is_gone_is_made_again(folder):
@@ -274,7 +292,7 @@ def test_presets_are_valid(path):
 
 # --------------------------------------------------------------------------- the shell scripts
 
-SCRIPTS = ("dev/setup.sh", "speedrun.sh", "test.sh", ".ci/run")
+SCRIPTS = ("dev/setup.sh", "speedrun.sh", "test.sh", ".ci/run", "runs/slurm.sh")
 
 
 @pytest.mark.parametrize("path", SCRIPTS)

@@ -24,10 +24,10 @@ from nanochat.train import (
     StepLog,
     TrainState,
     document_loss,
-    grad_accum_steps,
     run_training,
     train,
 )
+from nanochat.train_step import clip_factor
 from scripts import base_train
 from tests.helpers import small_model, small_tokenizer, write_corpus
 
@@ -54,9 +54,9 @@ def weights_after(rows: int, steps: int, tokenizer, total: int = 8, dtype: torch
     model.compute_dtype = dtype
     optimizer = model.setup_optimizers()
     batches = (b for seed in range(steps)
-               for b in random_batches(rows, total, tokenizer.get_vocab_size(), seed, masked_from))
-    assert train(model, optimizer, batches, StageConfig(), TrainState(), num_iterations=steps,
-                 accumulation=total // rows, loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
+               for b in random_batches(total, total, tokenizer.get_vocab_size(), seed, masked_from))
+    assert train(model, optimizer, batches, StageConfig(), TrainState(), num_iterations=steps, rows=rows,
+                 loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
     return model.state_dict()
 
 
@@ -101,29 +101,113 @@ def test_logged_loss_is_of_the_whole_batch(tokenizer):  # trap: last-micro-loss
     n = sum(int((b.targets >= 0).sum()) for b in micro)
     loss_fn = document_loss(tokenizer.get_bos_token_id())
     expected = sum(float(loss_fn(model, b).detach()) for b in micro) / n
-    train(model, model.setup_optimizers(), iter(micro), StageConfig(), TrainState(), num_iterations=1, accumulation=4,
+    whole = random_batches(8, 8, tokenizer.get_vocab_size())
+    train(model, model.setup_optimizers(), iter(whole), StageConfig(), TrainState(), num_iterations=1, rows=2,
           loss_fn=loss_fn, hooks=[], on_step=lambda state, m: seen.append((m["loss"], state.tokens)))
     assert seen[0][0] == pytest.approx(expected, rel=1e-6)
     assert seen[0][1] == 8 * 16  # trap: tok-per-sec (all micro-batches count)
 
 
-def test_nan_stops_before_the_weights_are_touched(tokenizer):
+def test_the_whole_gradient_is_clipped_to_the_norm_that_is_logged(tokenizer):
+    assert [clip_factor(norm, 1.0) for norm in (4.0, 1.0, 0.5, 0.0)] == [0.25, 1.0, 1.0, 1.0]
+    assert clip_factor(4.0, 0.0) == 1.0
+    model, norms, scales = small_model(tokenizer), [], []
+    optimizer = model.setup_optimizers()
+    step = optimizer.step
+    optimizer.step = lambda lr, momentum, scale: (scales.append(scale), step(lr, momentum, scale))
+    train(model, optimizer, iter(random_batches(8, 24, 320)), StageConfig(grad_clip=0.1), TrainState(),
+          num_iterations=3, rows=2, loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[],
+          on_step=lambda state, m: norms.append(m["norm"]))
+    assert scales == [0.1 / norm for norm in norms] and min(norms) > 0.1
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_weights_are_touched(tokenizer, how):
+    """The line names step, rank, micro-batch and the loader's state that gives the batch again."""
     model = small_model(tokenizer)
-    with torch.no_grad():
-        model.lm_head.weight[0, 0] = float("nan")
     before = copy.deepcopy(model.state_dict())
-    micro = random_batches(8, 8, tokenizer.get_vocab_size())
-    with pytest.raises(UserError, match="at step 0"):
-        train(model, model.setup_optimizers(), iter(micro), StageConfig(), TrainState(), num_iterations=1,
-              accumulation=1, loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
-    assert all(torch.equal(torch.nan_to_num(v), torch.nan_to_num(before[k])) for k, v in model.state_dict().items())
+    optimizer, seen = model.setup_optimizers(), []
+    with pytest.raises(UserError) as e:
+        train(model, optimizer, spoiled(tokenizer, bad_step=1), StageConfig(), TrainState(), num_iterations=3, rows=2,
+              loss_fn=spoiling(tokenizer, how), hooks=[Every(1, lambda state: seen.append(weights(model)))])
+    assert "step 1" in str(e.value) and "rank 0, in micro-batch 3 of 4 (rows 4 to 5" in str(e.value)
+    assert '{"i": 0}' in str(e.value) and "--nonfinite=skip" in str(e.value) and "\n" not in str(e.value)
+    assert len(seen) == 1 and all(torch.equal(w, seen[0][k]) for k, w in weights(model).items())
+    assert not all(torch.equal(w, before[k]) for k, w in weights(model).items())  # the first step was taken
 
 
-@pytest.mark.parametrize("total, rows, T", [(100, 8, 16), (0, 8, 16), (128, 0, 16), (64, 8, 16)])
-def test_batch_sizes_that_do_not_divide_are_refused(total, rows, T):
-    with pytest.raises(UserError, match=f"--total_batch_size={total}"):
-        grad_accum_steps(total, rows, T)
-    assert grad_accum_steps(4096, 8, 256) == 2
+def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(tokenizer, capsys):
+    model, state, seen = small_model(tokenizer), TrainState(), []
+    assert train(model, model.setup_optimizers(), spoiled(tokenizer, bad_step=1), StageConfig(nonfinite="skip"), state,
+                 num_iterations=3, rows=2, loss_fn=spoiling(tokenizer, "gradient"),
+                 hooks=[Every(1, lambda state: seen.append(weights(model)))])
+    assert (state.step, state.skipped, state.tokens) == (3, 1, 3 * 8 * 16)  # the schedule goes on
+    same = [all(torch.equal(seen[i][k], w) for k, w in seen[i + 1].items()) for i in (0, 1)]
+    assert same == [True, False] and "skipped: " in capsys.readouterr().out
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")  # no batch can be good any more: then skipping has an end
+    with pytest.raises(UserError, match="in a row"):
+        train(model, model.setup_optimizers(), spoiled(tokenizer, bad_step=-1), StageConfig(nonfinite="skip"),
+              TrainState(), num_iterations=100, rows=8, loss_fn=spoiling(tokenizer, "loss"), hooks=[])
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def spoiled(tokenizer, bad_step: int) -> Iterator[Batch]:
+    """Batches of 8 rows; in batch `bad_step`, row 5 begins with the token 7 and no other does."""
+    for i in range(1000):
+        (batch,) = random_batches(8, 8, tokenizer.get_vocab_size(), seed=i)
+        batch.inputs[:, 0], batch.state = 8, {"i": i}
+        if i == bad_step:
+            batch.inputs[5, 0] = 7
+        yield batch
+
+
+def spoiling(tokenizer, how: str):
+    """A loss that is NaN, or has a gradient that is, where a row begins with the token 7."""
+    plain = document_loss(tokenizer.get_bos_token_id())
+
+    def loss_fn(model, batch):
+        loss = plain(model, batch)
+        if not bool((batch.inputs[:, 0] == 7).any()):
+            return loss
+        return loss * float("nan") if how == "loss" else loss + (loss - loss.detach()).abs().sqrt()  # 0, slope infinite
+
+    return loss_fn
+
+
+def test_running_out_of_memory_is_one_line_with_the_phase_and_a_remedy(tokenizer):
+    """The allocator's own error, of a petabyte that no machine has."""
+    model = small_model(tokenizer)
+
+    def forward(model, batch):
+        return torch.empty(1 << 50).sum()
+
+    class Huge(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient + torch.empty(1 << 50)
+
+    def backward(model, batch):
+        return Huge.apply(document_loss(tokenizer.get_bos_token_id())(model, batch))
+
+    for loss_fn, rows, words in ((forward, 4, "in the forward pass, with --device_batch_size=4 (rows of 16 tokens)"),
+                                 (backward, 8, "in the backward pass, with --device_batch_size=8"),
+                                 (backward, 8, "try --device_batch_size=4 or auto"),
+                                 (forward, 1, "a smaller --depth or --max_seq_len")):
+        with pytest.raises(UserError) as e:
+            train(model, model.setup_optimizers(), iter(random_batches(8, 8, 320)), StageConfig(), TrainState(),
+                  num_iterations=1, rows=rows, loss_fn=loss_fn, hooks=[])
+        assert words in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(RuntimeError, match="size"):  # another error stays what it is
+        train(model, model.setup_optimizers(), iter(random_batches(8, 8, 320)), StageConfig(), TrainState(),
+              num_iterations=1, rows=8, loss_fn=lambda model, batch: torch.ones(2) + torch.ones(3), hooks=[])
 
 
 def test_hooks_are_due_when_they_say():
@@ -160,7 +244,7 @@ def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, hooks: 
 
     model = small_model(tokenizer)
     return run_training(model=model, tokenizer=tokenizer, optimizer=model.setup_optimizers(), make_batches=batches,
-                        config=Small(**changes), num_iterations=until, max_seq_len=16, directory=directory,
+                        config=Small(**changes), num_iterations=until, rows=4, directory=directory,
                         hooks=hooks or [Every(1, hook)])
 
 
@@ -183,7 +267,7 @@ def test_an_evaluation_that_fails_costs_no_training(tokenizer, tmp_path):  # tra
     def fail(state: TrainState) -> None:
         raise MemoryError("evaluation")
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(UserError, match="out of memory in an evaluation"):
         fit(tokenizer, tmp_path / "run", 3, hooks=[Every(0, fail)])
     assert find_last_step(tmp_path / "run") == 3
     seen = []  # what was killed after its last save still gets its closing evaluation
@@ -191,13 +275,25 @@ def test_an_evaluation_that_fails_costs_no_training(tokenizer, tmp_path):  # tra
     assert fit(tokenizer, tmp_path / "run", 3, resume=True, hooks=hooks)["steps"] == 3 and seen == [3]
 
 
-def test_utilisation_is_against_the_rate_measured_here(tmp_path):  # trap: mfu-constant
-    def share(peak: float) -> float:
-        log = StepLog(1, 10, flops_per_token=6_000, peak_flops=peak, metrics=MetricsLog(tmp_path / "log.jsonl", 0))
-        return log.share(1_000)
+def test_utilisation_is_against_the_rate_measured_here_and_the_peak_of_this_device(tmp_path):  # trap: mfu-constant
+    def log(measured: float, published: float | None) -> StepLog:
+        return StepLog(1, 10, 6_000, measured, published, MetricsLog(tmp_path / "log.jsonl", 0))
 
-    assert share(12e6) == 0.5 and share(24e6) == 0.25
+    assert log(12e6, None).share(1_000) == 0.5 and log(24e6, None).share(1_000) == 0.25
+    assert log(12e6, 60e6).mfu(1_000) == 0.1 and log(12e6, None).mfu(1_000) is None  # unknown: blank, not guessed
     assert measure_matmul_flops(torch.device("cpu"), torch.float32, seconds=0.01) > 1e8
+
+
+def test_the_log_averages_over_steps_and_leaves_out_those_without_a_loss(tmp_path, capsys):
+    log = StepLog(2, 6, 6_000, 12e6, 24e6, MetricsLog(tmp_path / "log.jsonl", 0))
+    losses = [3.0, 2.0, 1.0, float("nan"), float("nan"), float("nan")]
+    for step, loss in enumerate(losses, start=1):
+        state = TrainState(step=step, tokens=100 * step, train_seconds=float(step))
+        log(state, {"loss": loss, "norm": loss, "lr": 1.0, "tokens": 100, "seconds": 1.0})
+    records = read_metrics(tmp_path / "log.jsonl")
+    assert [(r["step"], r["loss"]) for r in records] == [(1, 3.0), (2, 2.0), (4, 1.0), (6, None)]
+    assert log.figures()["tokens_per_second"] == 100 and log.figures()["mfu"] == 0.025
+    assert "MFU 2%" in capsys.readouterr().out
 
 
 def test_steps_come_from_the_first_dial_that_is_set():  # trap: ratio-zero
@@ -225,6 +321,23 @@ def test_a_run_is_never_mixed_with_another(tokenizer, tmp_path):
     assert saved_steps(tmp_path / "run") == [1, 3]  # the same run: gone on with
     fit(tokenizer, tmp_path / "run", 2, matrix_lr=0.25, **both)
     assert saved_steps(tmp_path / "run") == [2]  # another: replaced
+
+
+def test_what_may_change_on_a_resume(tokenizer, tmp_path):
+    """How rows are cut, and what is done about a bad step; in deterministic mode all that decides the bits stays."""
+    fit(tokenizer, tmp_path / "run", 1)
+    assert fit(tokenizer, tmp_path / "run", 2, resume=True, device_batch_size=2, nonfinite="skip")["steps"] == 2
+    fit(tokenizer, tmp_path / "exact", 1, deterministic=True)
+    with pytest.raises(UserError, match="device_batch_size: 4 then, 2 now"):
+        fit(tokenizer, tmp_path / "exact", 2, resume=True, deterministic=True, device_batch_size=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with pytest.raises(UserError, match=f"threads: {before} then, {before + 1} now"):
+            fit(tokenizer, tmp_path / "exact", 2, resume=True, deterministic=True)
+    finally:
+        torch.set_num_threads(before)
+    assert fit(tokenizer, tmp_path / "exact", 2, resume=True, deterministic=True)["steps"] == 2
 
 
 def test_one_process_a_run(tokenizer, tmp_path):
