@@ -367,7 +367,6 @@ _PEAK_TFLOPS: dict[str, tuple[float | None, float | None]] = {
     r"(NVIDIA )?A100-(SXM4|PCIE)-[48]0GB|NVIDIA A100 80GB PCIe": (312, 156),
     r"NVIDIA A40": (149.7, 74.8),
     r"NVIDIA A10": (125, 62.5),
-    r"NVIDIA A10G": (70, 35),
     r"NVIDIA L4": (121, 60),
     r"NVIDIA L40": (181, 90.5),
     r"NVIDIA L40S": (362, 183),
