@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -45,16 +46,16 @@ class Group:
         return ("momentum",) if self.rule == "muon" else ("exp_avg", "exp_avg_sq")
 
 
-def tree_sum(parts: list[Tensor]) -> Tensor:
-    """The sum in a binary tree that halves at the middle, into the first part: `[a, b, c] -> a + (b + c)`.
+def tree_sum(terms: Sequence[Any]) -> Any:
+    """The sum in a binary tree that halves at the middle: `[a, b, c, d, e] -> (a + b) + (c + (d + e))`.
 
-    The order depends on the number of parts alone. If each part is itself such a tree over as many leaves, and there
-    are 2ⁿ parts, the whole is the tree over all leaves: the bits do not depend on how leaves were dealt to ranks.
+    The order depends on the number of terms alone. If each term is itself such a tree over as many leaves, and there
+    are 2ⁿ terms, the whole is the tree over all leaves: the bits do not depend on how leaves were dealt to ranks.
     """
-    if len(parts) == 1:
-        return parts[0]
-    middle = len(parts) // 2
-    return tree_sum(parts[:middle]).add_(tree_sum(parts[middle:]))
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return tree_sum(terms[:middle]) + tree_sum(terms[middle:])
 
 
 def all_gather(whole: Tensor, own: Tensor) -> dist.Work:
@@ -149,7 +150,7 @@ class Bucket:
         if self._work is not None:
             self._work.wait()
             if self.device.type == "cpu":
-                self.gradient = tree_sum(list(self._received.view(self.world_size, self.share, *self.shape)))
+                self.gradient = tree_sum(self._received.view(self.world_size, self.share, *self.shape))
             else:
                 self.gradient = self._received
         self._work, self._sent, self._received = None, torch.empty(0), torch.empty(0)

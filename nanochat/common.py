@@ -354,7 +354,7 @@ def measure_matmul_flops(device, dtype, seconds: float = 0.3) -> float:
 
 
 # Dense peaks in TFLOP/s by the name that CUDA (or ROCm) gives a device: (bfloat16, float32 by way of TF32), None where
-# there is no such unit. From the makers' datasheets and architecture white papers (A100, A10, A10G, A40, H100, H200,
+# there is no such unit. From the makers' datasheets and architecture white papers (A100, A10, A40, H100, H200,
 # B200, L4, L40S, V100, T4; GA102, Ada and Blackwell RTX white papers, with float32 accumulation; CDNA 3); figures
 # given "with sparsity" are halved. V100 and T4 have neither unit: their float32 is that of the plain cores.
 _PEAK_TFLOPS: dict[str, tuple[float | None, float | None]] = {

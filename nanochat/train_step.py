@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.batch_size import LossFn, memory_named
+from nanochat.bucket import tree_sum
 from nanochat.dataloader import Batch
 from nanochat.optim import Optimizer
 from nanochat.ranks import gather, sum_over_ranks
@@ -47,14 +48,6 @@ def split_rows(batch: Batch, rows: int) -> list[Batch]:
     """`Batch` of 8 rows, `rows=4` -> two of 4 rows, in order."""
     pairs = zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True)
     return [Batch(inputs, targets, batch.state) for inputs, targets in pairs]
-
-
-def tree_sum(terms: list[Any]) -> Any:
-    """A sum in a fixed order: halves, and halves of halves. `[a, b, c, d, e] -> (a + b) + (c + (d + e))`"""
-    if len(terms) == 1:
-        return terms[0]
-    middle = len(terms) // 2
-    return tree_sum(terms[:middle]) + tree_sum(terms[middle:])
 
 
 def global_gradient(
