@@ -5,7 +5,7 @@ One entry, `attend`; `kernel_name` says what it uses:
 | device, dtype | one document a row | packed rows |
 |---|---|---|
 | CUDA, bfloat16 | cuDNN or Flash through SDPA, the faster here (`fastest_sdpa`) | `torch.nn.attention.varlen` |
-| CPU, bfloat16 | matrix products and a softmax, a block of queries at a time | the same, with a mask |
+| CPU, bfloat16, up to 2 048 keys | matrix products and a softmax, by blocks of queries | the same, with a mask |
 | all else | SDPA | SDPA with a mask |
 
 What was measured (dev/LOG.md): on a CPU with native bfloat16 torch's flash kernel gains nothing from it, and two
@@ -15,7 +15,6 @@ nothing to run here.
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 import torch
@@ -84,17 +83,19 @@ def document_offsets(starts: Tensor) -> Tensor:
 
 
 def uses_varlen(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether packed rows go through `torch.nn.attention.varlen`: Flash kernels, so CUDA and half precision only."""
-    return device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    """Whether packed rows go through `torch.nn.attention.varlen`: Flash kernels, for half precision, from Ampere on."""
+    if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _uses_products(device_type: str, dtype: torch.dtype, keys: int = 0) -> bool:
     return device_type == "cpu" and dtype == torch.bfloat16 and keys <= PLAIN_MAX_KEYS
 
 
-def kernel_name(device_type: str, dtype: torch.dtype) -> str:
-    """What `attend` uses, for the log."""
-    if _uses_products(device_type, dtype):
+def kernel_name(device_type: str, dtype: torch.dtype, sequence_len: int = 0) -> str:
+    """What `attend` uses for rows of this length, for the log."""
+    if _uses_products(device_type, dtype, sequence_len):
         return "matrix products"
     if uses_varlen(device_type, dtype):
         return f"{fastest_sdpa(dtype).name.lower().removesuffix('_attention')} (packed rows: varlen)"
@@ -112,8 +113,12 @@ def fastest_sdpa(dtype: torch.dtype) -> SDPBackend:
     if dtype not in _fastest:
         seconds = {}
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-            with contextlib.suppress(RuntimeError):  # this kernel does not exist for this device
+            try:
                 seconds[backend] = _time_sdpa(backend, dtype)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # this kernel does not exist for this device
+                continue
         _fastest[dtype] = min(seconds, key=seconds.__getitem__, default=SDPBackend.FLASH_ATTENTION)
     return _fastest[dtype]
 
@@ -125,7 +130,7 @@ def _time_sdpa(backend: SDPBackend, dtype: torch.dtype, rounds: int = 10) -> flo
     for _ in range(rounds):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        with sdpa_kernel(backend):
+        with torch.enable_grad(), sdpa_kernel(backend):
             F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -148,8 +153,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return _attend_plain(q, k, v, mask)
     gqa = q.size(1) != k.size(1)
     if mask is None and uses_varlen(q.device.type, q.dtype):
-        first = _fastest.get(q.dtype, SDPBackend.FLASH_ATTENTION)
-        with sdpa_kernel([first, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+        order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        if _fastest.get(q.dtype) == SDPBackend.CUDNN_ATTENTION:
+            order.insert(0, SDPBackend.CUDNN_ATTENTION)
+        with sdpa_kernel(order, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
 
@@ -161,9 +168,9 @@ def _attend_documents(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tenso
     B, H, T, D = q.shape
     if k.size(1) != H:  # its own GQA came after torch 2.11
         k, v = (x.repeat_interleave(H // k.size(1), dim=1) for x in (k, v))
-    q, k, v = (x.transpose(1, 2).reshape(B * T, H, D) for x in (q, k, v))
-    y = varlen_attn(q, k, v, offsets, offsets, T, T, window_size=(-1, 0))  # to the left without end: causal
-    return y.view(B, T, H, D).transpose(1, 2)
+    q, k, v = (F.pad(x.transpose(1, 2).reshape(B * T, H, D), (0, -D % 8)) for x in (q, k, v))  # heads of 8, 16, ...
+    y = varlen_attn(q, k, v, offsets, offsets, T, T, scale=D**-0.5, window_size=(-1, 0))  # to the left: causal
+    return y[..., :D].reshape(B, T, H, D).transpose(1, 2)
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from nanochat.adamw import adamw_update
 from nanochat.muon import POLAR_EXPRESS, QUINTIC, muon_update
 
-# Elements that one call of an update rule works on. On a CPU its intermediate results then stay in the cache (AdamW on
-# 32 768 × 384: 16 ms instead of 41), on a GPU they take some hundred megabytes instead of the size of the model.
+# Elements that one call of an update rule works on. On a CPU its intermediate results then stay in the cache
+# (dev/LOG.md), on a GPU they take some hundred megabytes instead of the size of the model.
 BLOCK_ELEMENTS = {("cpu", "adamw"): 2**17, ("cpu", "muon"): 2**20}
 BLOCK_ELEMENTS_ON_GPU = 2**26
 DETERMINISTIC_ROWS = 64  # in that mode every call of AdamW gets this many rows, whoever owns them

@@ -276,7 +276,7 @@ class GPT(nn.Module):
 
     def compile_for_training(self) -> Callable[..., Tensor]:
         """`forward`, compiled for one shape. The model itself stays as it is: evaluation and sampling, with shapes of
-        their own, go through it uncompiled (but for the loss kernel, whose shape is always the same)."""
+        their own, go through it uncompiled, but for the kernel of the loss, which has one shape for all."""
         self.compiled = True
         return torch.compile(self, dynamic=False)
 

@@ -2,14 +2,15 @@
 
 For N tokens and a vocabulary of V the logits are N·V numbers: 8 192 × 32 768 in float32 are a gigabyte, and autograd
 keeps several such. Here a block of rows at a time goes through the product, and one pass over the block turns its
-logits into losses and, in their place, into the gradient; forward and backward are done together (as in Hsu et al.
-2024, "Liger Kernel", section 3.2, and Wijmans et al. 2024, "Cut Your Losses").
+logits into losses and, in their place, into the gradient; forward and backward are done together (the idea is that of
+Hsu et al. 2024, "Liger Kernel").
 
     loss = linear_cross_entropy(x, weight, targets, vocab_size=1024, cap=15.0)     # summed over targets >= 0
     loss.backward()
 
-The soft cap bounds every logit, so the sum of exponentials needs no maximum taken off first: one pass less. A pure
-part (floor 1); `tests/reference/loss_head.py` is the plain form that it equals. There is nothing to run here.
+The soft cap bounds every logit, so the sum of exponentials needs no maximum taken off first: one pass less (for caps up
+to 50: above, float32 might overflow). A pure part (floor 1); `tests/reference/loss_head.py` is the plain form that it
+equals. There is nothing to run here.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Rows of a block. On a CPU its logits must stay in the cache between the product that writes them and the kernel that
 # reads them (256 rows of 32 768 are 16 MB); a GPU wants fewer and larger launches.
 BLOCK_ROWS = {"cpu": 256, "cuda": 4096, "mps": 1024}
 # Rows whose gradients are multiplied together: the weight's gradient (V, C) is read and written once for them all.
 GROUP_ROWS = {"cpu": 2048, "cuda": 4096, "mps": 1024}
+# Where rows without a target are left out, and cost nothing. On a GPU, counting them would mean waiting for it.
+LEAVES_OUT = ("cpu",)
+MAX_CAP = 50.0
 
 Kernel = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -44,7 +49,7 @@ def _capped(logits: Tensor, cap: float) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
-    """Cross entropy of capped logits: logits (R, V), targets (R,) -> (R,), 0 where the target is -1."""
+    """Cross entropy of capped logits: logits (R, V), targets (R,) -> (R,), 0 where the target is negative."""
     capped = cap * _capped(logits, cap)
     chosen = capped.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
     return torch.where(targets >= 0, capped.exp().sum(1).log() - chosen, 0.0)
@@ -76,9 +81,12 @@ class _Sum(torch.autograd.Function):
     """Summed loss; the gradients are made on the way and only scaled in `backward`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, compiled: bool):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, R: int, compiled: bool
+    ) -> Tensor:
+        """x (N, C), targets (N,), with N a multiple of R, the rows of a block."""
         kernel = _compiled(losses_and_gradient) if compiled else losses_and_gradient
-        N, R, G = len(x), min(BLOCK_ROWS[x.device.type], len(x)), GROUP_ROWS[x.device.type]
+        N, G = len(x), GROUP_ROWS[x.device.type]
         w = weight[:vocab_size].to(x.dtype)  # (V, C)
         dx = torch.empty_like(x)
         dw = torch.zeros_like(weight)  # (V padded, C), in the dtype of the master weight
@@ -97,12 +105,14 @@ class _Sum(torch.autograd.Function):
         return torch.cat(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the loss head cannot go backward a second time: its gradients were scaled in place")
         dx, dw = ctx.gradients
         ctx.gradients = None
-        return dx.mul_(grad.to(dx.dtype)), dw.mul_(grad.to(dw.dtype)), None, None, None, None
+        # The factor is rounded with each element, not once for all: in bfloat16 that would be 0.2% more or less of all.
+        return (dx.to(dw.dtype) * grad).to(dx.dtype), dw.mul_(grad), None, None, None, None, None
 
 
 @torch.compiler.disable  # the model around it is one graph; a loop over blocks inside it would be unrolled
@@ -114,23 +124,26 @@ def linear_cross_entropy(
 
     x (..., C) in the compute dtype; weight (>= vocab_size, C); targets (...) ids. "sum": a scalar, float32 or wider;
     "none": one loss a token, in the shape of `targets` (with gradients wanted, by the plain form: it holds all logits).
-    `compiled`: run the kernel over a block through torch.compile.
+    `compiled`: run the kernel over a block through torch.compile, always for the same shape.
     """
+    if cap > MAX_CAP:
+        raise ValueError(f"a soft cap of {cap} is too large for float32: at most {MAX_CAP}")
     rows, flat = x.reshape(-1, x.size(-1)), targets.reshape(-1)  # (N, C), (N,)
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if reduction == "none" and wants_gradient:
         logits = soft_cap(F.linear(rows, weight[:vocab_size].to(x.dtype)), cap)
-        return F.cross_entropy(logits, flat, ignore_index=-1, reduction="none").view(targets.shape)
-    R = min(BLOCK_ROWS[x.device.type], len(flat))
+        return F.cross_entropy(logits, flat.clamp(min=-1), ignore_index=-1, reduction="none").view(targets.shape)
+    R = BLOCK_ROWS[x.device.type] if compiled else max(1, min(BLOCK_ROWS[x.device.type], len(flat)))
     index = None
-    if x.device.type == "cpu":  # rows without a target cost nothing (on a GPU, counting them would wait for the device)
+    if x.device.type in LEAVES_OUT:
         index = (flat >= 0).nonzero().squeeze(1)
-        rows, flat = rows[index], flat[index]
-    padding = -len(flat) % R or (R if len(flat) == 0 else 0)
+        if len(index) < len(flat):
+            rows, flat = rows[index], flat[index]
+    padding = -len(flat) % R if len(flat) else R
     if padding:  # whole blocks only: the kernel is compiled for one shape
         rows, flat = F.pad(rows, (0, 0, 0, padding)), F.pad(flat, (0, padding), value=-1)
     if reduction == "sum" and wants_gradient:
-        return _Sum.apply(rows, weight, flat, vocab_size, cap, compiled)
+        return _Sum.apply(rows, weight, flat, vocab_size, cap, R, compiled)
     kernel = _compiled(token_losses) if compiled else token_losses
     w = weight[:vocab_size].to(x.dtype)
     losses = torch.cat([kernel(rows[a : a + R] @ w.T, flat[a : a + R], cap) for a in range(0, len(flat), R)])

@@ -28,6 +28,8 @@ class Optimizer:
     start from the same weights. State is made at once, in float32 or wider; there is no float32 copy of a bfloat16
     parameter, so updates smaller than its rounding are lost: keep master weights in float32.
 
+    Weights change in place, unseen by autograd: no backward pass may go over a forward pass from before `step()`.
+
     `deterministic` (CPU): the same bits for 1, 2, 4, ... ranks, as long as each rank sums the gradients of its rows in
     a binary tree too (`take_gradients`, `add_gradients`) and all have the same number of threads.
     """
@@ -88,8 +90,12 @@ class Optimizer:
         """
         if self._reduced:
             raise RuntimeError("the gradients are reduced already: call step() or zero_grad() first")
-        for b in self.buckets:
+        for b in self.buckets:  # all of them before anything is sent
             b.check_storage()
+        if all(p.grad is None for p in self.parameters()):
+            raise RuntimeError("no parameter has a gradient: call backward() first; if that was done, the model has "
+                               "new parameters since its optimizer was made (load_state_dict(assign=True) does that)")
+        for b in self.buckets:
             b.start_reduce()
         norms = []
         for b in self.buckets:

@@ -76,9 +76,10 @@ def on_rank0(fn: Callable[[], Any]) -> Any:
     if rank == 0:
         try:
             answer = {"result": fn()}
+            json.dumps(answer)
         except Exception as e:
-            error, answer = e, {"error": str(e)[:1000], "user": isinstance(e, UserError)}
-    answer = json.loads(gather_texts(json.dumps(answer))[0])
+            error, answer = e, {"error": str(e)[:900], "user": isinstance(e, UserError)}  # 900 · 4 bytes < TEXT_BYTES
+    answer = json.loads(gather_texts(json.dumps(answer, ensure_ascii=False))[0])
     if error is not None:
         raise error
     if "error" in answer:

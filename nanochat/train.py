@@ -271,6 +271,7 @@ def run_training(
         del model_data, optimizer_data  # else the device holds everything twice to the end of the run
         state = TrainState(**meta["state"])
         print0(f"resuming {directory} at step {start} of {num_iterations}")
+    check_same_weights(model)
     rank, world_size = rank_and_world()
     metrics = MetricsLog(directory / "log.jsonl", state.step) if rank == 0 else None
 
@@ -295,7 +296,8 @@ def run_training(
     print0(f"{model.num_parameters():,} parameters, {num_iterations} steps, "
            + (f"{world_size} ranks, " if world_size > 1 else "")
            + f"{device.type} ({torch.get_num_threads()} threads), {dtype}, attention by "
-           f"{kernel_name(device.type, model.compute_dtype)}, matmul rate {measured / 1e12:.2f} TFLOP/s, "
+           f"{kernel_name(device.type, model.compute_dtype, model.config.sequence_len)}, "
+           f"matmul rate {measured / 1e12:.2f} TFLOP/s, "
            + (f"not compiled: {problem}" if problem else "compiled (the first step takes a while)"))
     compiled = model if problem else model.compile_for_training()
     if start is not None:  # the save came before that step's other hooks: they may not have run
@@ -322,6 +324,17 @@ def run_training(
         "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
         "checkpoint": str(directory),
     }
+
+
+def check_same_weights(model: GPT) -> None:
+    """Refuse ranks that start from different weights: the first exchange would mix them without a word."""
+    names = [name for name, _ in model.named_parameters()]
+    sums = gather(torch.stack([p.detach().float().sum() for p in model.parameters()]))  # (ranks, parameters)
+    differing = (sums != sums[0]).nonzero().tolist()
+    if differing:
+        rank, index = differing[0]
+        raise UserError(f"rank {rank} starts from other weights than rank 0 (first: {names[index]}): they need the "
+                        "same kind of device, the same torch and the same checkpoint")
 
 
 def start_run(

@@ -56,7 +56,8 @@ def global_gradient(
 ) -> Gradient:
     """Forward and backward of this rank's `batch` in micro-batches of `rows`, then the reduction over ranks.
 
-    The host waits for the device once, when all is done. `stop` is this rank's wish to end, shared with the others.
+    The host waits for the device when all is done, and on CUDA once a micro-batch, for the number of its documents
+    (`attention.document_offsets`). `stop` is this rank's wish to end, shared with the others.
     """
     supervised = sum_over_ranks((batch.targets >= 0).sum())
     per_token = supervised.clamp(min=1)  # without supervised tokens: loss 0, not NaN

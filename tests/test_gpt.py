@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.attention import attend, cache_mask, document_mask, document_offsets, packed_documents, uses_varlen
+from nanochat.attention import (
+    attend,
+    cache_mask,
+    document_mask,
+    document_offsets,
+    kernel_name,
+    packed_documents,
+    uses_varlen,
+)
 from nanochat.common import UserError
 from nanochat.gpt import GPT, LOGIT_CAP, GPTConfig, apply_rotary_emb, config_for_depth
 from tests.reference.attention import attend_slowly
@@ -86,14 +94,44 @@ def test_offsets_and_mask_mean_the_same_documents(B, T, share, seed):
 def test_packed_documents_on_this_device():
     inputs = torch.tensor([[1, 5, 6, 1, 8, 9]])
     assert packed_documents(inputs, 1, torch.bfloat16).tolist() == [[1, 1, 1, 2, 2, 2]]
-    assert uses_varlen("cuda", torch.bfloat16) and not uses_varlen("cuda", torch.float32)
-    assert not uses_varlen("mps", torch.bfloat16)
+    assert not uses_varlen("cuda", torch.float32) and not uses_varlen("mps", torch.bfloat16)
+
+
+def test_documents_by_varlen_are_those_of_the_mask(monkeypatch):
+    """What the CUDA path gives its kernel, with a slow stand-in that reads the arguments as torch documents them."""
+    from torch.nn.attention import varlen
+
+    def stand_in(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+        assert cu_q is cu_k and window_size == (-1, 0) and q.size(-1) % 8 == 0 and q.shape == k.shape == v.shape
+        out = torch.zeros_like(v)
+        for a, b in zip(cu_q.tolist(), cu_q.tolist()[1:]):
+            assert b - a <= max_q
+            for h in range(q.size(1)):
+                seen = torch.ones(b - a, b - a, dtype=torch.bool).tril()
+                scores = (q[a:b, h] @ k[a:b, h].T * scale).masked_fill(~seen, float("-inf"))
+                out[a:b, h] = scores.softmax(-1) @ v[a:b, h]
+        return out
+
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 12, 10), torch.randn(2, 2, 12, 10), torch.randn(2, 2, 12, 10)
+    starts = torch.rand(2, 12) < 0.3
+    expected = attend(q, k, v, document_mask(starts.long().cumsum(1)))
+    assert torch.allclose(attend(q, k, v, document_offsets(starts)), expected, atol=1e-5)
+
+
+def test_compiling_for_training_compiles_the_loss_too():
+    model = tiny()
+    assert not model.compiled
+    model.compile_for_training()
+    assert model.compiled
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 def test_kernels_of_a_gpu_equal_float64(heads):
     """cuDNN or Flash on plain rows, varlen on packed ones, forward and backward."""
+    assert "varlen" in kernel_name("cuda", torch.bfloat16)  # measures which is faster
     torch.manual_seed(0)
     H, H_kv = heads
     q, k, v = (torch.randn(2, h, 256, 64, device="cuda").bfloat16().requires_grad_() for h in (H, H_kv, H_kv))
