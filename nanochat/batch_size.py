@@ -2,13 +2,15 @@
 
 A step trains on `total_batch_size` tokens: `total_batch_size / max_seq_len` rows of the stream. Each rank has an equal,
 contiguous share of them, and each backward pass `device_batch_size` rows of that. How it is cut changes the memory that
-is needed and the speed, never the result. So what cannot be cut evenly is refused before any work, running out of
-memory is answered with a smaller size, and `--device_batch_size=auto` finds the largest that fits.
+is needed and the speed, never the result. So what cannot be cut evenly is refused before any work
+(`run.rows_per_rank`), running out of memory is answered with a smaller size, and `--device_batch_size=auto` finds the
+largest that fits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,48 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nanochat.common import UserError, check_at_least, get_dist_info, print0
+from nanochat.common import UserError, print0
 from nanochat.dataloader import Batch
 from nanochat.ranks import gather, wire_device
+from nanochat.run import divisors
 
 LossFn = Callable[[nn.Module, Batch], Tensor]  # the loss summed over the supervised tokens of a batch
 
 USABLE = 0.85  # of the memory that is free: the rest is for what others start
-WORKING = 1.5  # peak over what autograd keeps, operators' own memory and malloc's holes included: 1.1 to 1.5 on a CPU
-
-
-def rows_per_rank(
-    total_batch_size: int, device_batch_size: int | Literal["auto"], max_seq_len: int, *, deterministic: bool = False
-) -> int:
-    """The rows of a step that each rank trains on: `total=8192, T=256` on 2 ranks -> 16.
-
-    Sizes that do not fit together are refused with those nearby that do. So are, in deterministic mode, numbers of
-    ranks among which a binary tree of gradients cannot be shared.
-    """
-    world_size = get_dist_info()[3]
-    rows = 1 if device_batch_size == "auto" else device_batch_size
-    check_at_least(1, device_batch_size=rows, total_batch_size=total_batch_size, max_seq_len=max_seq_len)
-    if deterministic and device_batch_size == "auto":
-        raise UserError("--deterministic needs a --device_batch_size: what is summed first depends on it")
-    if deterministic and world_size & (world_size - 1):
-        raise UserError(f"--deterministic works on 1, 2, 4, 8, ... ranks, not on {world_size}")
-    unit, token_rows = rows * max_seq_len * world_size, max_seq_len * world_size
-    if total_batch_size % unit == 0:
-        return total_batch_size // token_rows
-    near = [n * unit for n in (total_batch_size // unit, total_batch_size // unit + 1) if n]
-    advice = f"--total_batch_size={' or '.join(map(str, near))}"
-    if total_batch_size % token_rows == 0:
-        fitting = divisors(total_batch_size // token_rows)
-        near = [d for d in fitting if d < rows][-1:] + [d for d in fitting if d > rows][:1]
-        advice += f", or --device_batch_size={' or '.join(map(str, near))}"
-    ranks = f" × {world_size} ranks" if world_size > 1 else ""
-    raise UserError(f"--total_batch_size={total_batch_size} is not a multiple of --device_batch_size={rows} × "
-                    f"--max_seq_len={max_seq_len}{ranks} (= {unit} tokens): these would fit: {advice}")
-
-
-def divisors(n: int) -> list[int]:
-    """`12 -> [1, 2, 3, 4, 6, 12]`"""
-    return [d for d in range(1, n + 1) if n % d == 0]
+WORKING = 1.5  # on a CPU: peak over what autograd keeps, operators' own memory and malloc's holes included, generously
 
 
 # --------------------------------------------------------------------------- when it does not fit
@@ -73,16 +42,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_named(phase: str, rows: int, max_seq_len: int) -> Iterator[None]:
+def memory_named(phase: str, rows: int, max_seq_len: int, remedy: str) -> Iterator[None]:
     """Turn running out of memory in this block into one line: the phase, the batch size, and what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-        smaller = f"--device_batch_size={rows // 2} or auto" if rows > 1 else "a smaller --depth or --max_seq_len"
         raise UserError(f"out of memory in {phase}, with --device_batch_size={rows} (rows of {max_seq_len} tokens): "
-                        f"try {smaller}; the last checkpoint is intact, --resume goes on from it") from e
+                        f"try {remedy}") from e
+
+
+def fewer_rows(rows: int, share: int, deterministic: bool) -> str:
+    """What to try where backward passes of `rows` rows, of a rank's `share`, need too much memory in training."""
+    smaller = max((d for d in divisors(share) if d < rows), default=None)
+    if smaller is None:
+        return "a new run with a smaller --depth or --max_seq_len of base_train"
+    if deterministic:  # the size decides the bits: this run cannot go on with another
+        return f"a new run with --device_batch_size={smaller}"
+    return f"--device_batch_size={smaller} or auto; the last checkpoint is intact, --resume goes on from it"
 
 
 # --------------------------------------------------------------------------- what fits
@@ -91,29 +69,40 @@ def memory_named(phase: str, rows: int, max_seq_len: int) -> Iterator[None]:
 def choose_rows(
     device_batch_size: int | Literal["auto"], share: int, max_seq_len: int, model: nn.Module, loss_fn: LossFn
 ) -> int:
-    """The rows of a backward pass: as given, or for "auto" the most that fit, the same on every rank.
+    """The rows of a backward pass: as given (at most the share), or for "auto" the most that fit, on every rank alike.
 
     The bytes that a backward pass keeps are measured on `model` (not compiled) at one row and at two, and grow with the
     rows by a line. On CUDA that is only where to begin: sizes are tried for real, downwards, until one fits.
     """
     if device_batch_size != "auto":
-        return device_batch_size
+        if device_batch_size > share:
+            print0(f"--device_batch_size={device_batch_size} is more than the {share} rows of a step on each rank: "
+                   f"{share} a backward pass")
+        return min(device_batch_size, share)
     device = next(model.parameters()).device
 
     def backward(rows: int) -> None:
         ids = torch.zeros(rows, max_seq_len, dtype=torch.long, device=device)  # which tokens they are costs nothing
         loss_fn(model, Batch(ids, ids, {})).backward()
 
-    one = saved_bytes(model, lambda: backward(1))
-    per_row = (saved_bytes(model, lambda: backward(2)) - one) * (1 if device.type == "cuda" else WORKING)
+    with memory_named("trying one row", 1, max_seq_len, fewer_rows(1, share, False)):
+        one = saved_bytes(model, lambda: backward(1))
+    try:
+        two = saved_bytes(model, lambda: backward(2)) if share > 1 else 2 * one
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        two = math.inf
+    per_row = (two - one) * (1 if device.type == "cuda" else WORKING)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     fixed, free = one + 3 * weights, free_memory(device)  # 3: a gradient of each, and the update's own copies of it
     fitting = [d for d in divisors(share) if fixed + d * per_row <= USABLE * free] or [1]
     if device.type == "cuda":
         fitting = [next((d for d in reversed(fitting) if _runs(model, lambda d=d: backward(d), 2 * weights)), 1)]
     rows = int(gather(torch.tensor([fitting[-1]], device=wire_device())).min())
-    print0(f"--device_batch_size=auto: {rows} rows a backward pass, {share // rows} of them a step on each rank (about "
-           f"{(fixed + rows * per_row) / 1e9:.2f} GB of {free / 1e9:.2f} GB free)")
+    needed = f"about {(fixed + rows * per_row) / 1e9:.2f} GB" if math.isfinite(per_row) else "more for two"
+    print0(f"--device_batch_size=auto: {rows} rows a backward pass, {share // rows} of them a step on each rank "
+           f"({needed} of {free / 1e9:.2f} GB free)")
     return rows
 
 
@@ -128,9 +117,11 @@ def saved_bytes(model: nn.Module, run: Callable[[], None]) -> int:
             kept[storage.data_ptr()] = max(storage.nbytes(), kept.get(storage.data_ptr(), 0))
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run()
-    model.zero_grad(set_to_none=True)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            run()
+    finally:
+        model.zero_grad(set_to_none=True)
     return sum(kept.values())
 
 
@@ -165,13 +156,19 @@ def free_memory(device: torch.device) -> int:
 
 
 def cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What a container's limit leaves, if there is one (Linux control groups, version 2, then 1): `[bytes]` or `[]`."""
-    pairs = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-    for limit, used in pairs:
+    """What a container's limit leaves, if there is one (Linux control groups, version 2, then 1): `[bytes]` or `[]`.
+
+    Pages of files that were not read lately count as used there, but the kernel gives them back before it refuses.
+    """
+    kinds = (("memory.max", "memory.current", "memory.stat", "inactive_file"),
+             ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+              "total_inactive_file"))
+    for *names, field in kinds:
         try:
-            numbers = [(root / name).read_text(encoding="utf-8").strip() for name in (limit, used)]
+            limit, used, stat = [(root / name).read_text(encoding="utf-8").strip() for name in names]
         except OSError:
             continue
-        if all(n.isdigit() for n in numbers):  # "max" means that there is no limit
-            return [max(0, int(numbers[0]) - int(numbers[1]))]
+        if limit.isdigit() and used.isdigit():  # "max" means that there is no limit
+            cached = dict(line.split() for line in stat.splitlines()).get(field, "0")
+            return [max(0, int(limit) - int(used) + int(cached))]
     return []

@@ -240,11 +240,8 @@ def build_model(
     return model, tokenizer, meta
 
 
-def load_model(
-    source: str, device: torch.device, phase: Literal["train", "eval"], model_tag: str = "", step: int = -1,
-    dtype: torch.dtype | None = None,
-) -> tuple[GPT, RustBPETokenizer, dict[str, Any]]:
-    """The model of a stage: `load_model("sft", device, "eval")` takes the largest model's last step."""
+def find_model(source: str, model_tag: str = "", step: int = -1) -> tuple[Path, int]:
+    """The directory and the step of a stage's model: of `"sft"`, the largest model's last step."""
     root = checkpoint_root(source)
     if not root.is_dir():
         raise UserError(f"no {source} model under {get_base_dir()}: make one with `python -m {MADE_BY[source]}` "
@@ -252,10 +249,18 @@ def load_model(
     tag = model_tag or find_largest_model(root)
     if not (root / tag).is_dir():
         raise UserError(f"there is no model '{tag}' in {root} (there: {', '.join(sorted(os.listdir(root)))})")
-    step = step if step >= 0 else find_last_step(root / tag)
-    print0(f"loading {root / tag}, step {step}")
-    model, tokenizer, meta = build_model(root / tag, step, device, phase, dtype)
-    meta["parent"] = {"source": source, "model_tag": tag, "step": step,
+    return root / tag, step if step >= 0 else find_last_step(root / tag)
+
+
+def load_model(
+    source: str, device: torch.device, phase: Literal["train", "eval"], model_tag: str = "", step: int = -1,
+    dtype: torch.dtype | None = None,
+) -> tuple[GPT, RustBPETokenizer, dict[str, Any]]:
+    """The model of a stage: `load_model("sft", device, "eval")` takes the largest model's last step."""
+    directory, step = find_model(source, model_tag, step)
+    print0(f"loading {directory}, step {step}")
+    model, tokenizer, meta = build_model(directory, step, device, phase, dtype)
+    meta["parent"] = {"source": source, "model_tag": directory.name, "step": step,
                       "sha256": meta["files"][f"model_{step:06d}.safetensors"]}
     return model, tokenizer, meta
 

@@ -31,7 +31,7 @@ class UserError(Exception):
 def check_at_least(least: float, **settings: float) -> None:
     """Refuse settings below `least` by name: `check_at_least(1, batch_size=0)` raises."""
     for name, value in settings.items():
-        if value < least:
+        if not value >= least:  # NaN too
             raise UserError(f"--{name}={value} is impossible: it must be at least {least}")
 
 

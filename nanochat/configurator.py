@@ -140,11 +140,10 @@ def main(run: Callable[[C], None], config_class: type[C], *, distributed: bool =
         _say(f"error: the disk is full ({e.filename or 'while writing'}): free some space or point NANOCHAT_BASE_DIR "
              "elsewhere; the last finished checkpoint is intact")
         sys.exit(REFUSED)
-    except RuntimeError as e:
-        if not _lost_another_rank(e):
+    except Exception as e:
+        if (reason := _failure_elsewhere(e)) is None:
             raise
-        _say(f"rank {get_dist_info()[1]} stopped: its connection to another rank is gone ({str(e).split('. ')[0]}); "
-             "see what that one said, or how it ended")
+        _say(reason)
         time.sleep(5)  # torchrun ends us as soon as it sees the other: it is to name the one that failed first
         sys.exit(1)
     finally:
@@ -161,17 +160,30 @@ def _say(text: str) -> None:
         if rank_and_world()[1] == 1:  # too early to ask the others: all ranks of a machine have done the same
             if local_rank > 0:
                 return
-        elif not first_to_say(text):
-            return
+        else:
+            if rank > 0:
+                time.sleep(1)  # what rank 0 finds as well is everybody's, and said without a rank
+            if not first_to_say(text):
+                return
         if rank > 0 and text.startswith("error: "):
             text = f"error on rank {rank}: " + text.removeprefix("error: ")
     print(text, file=sys.stderr, flush=True)
 
 
-def _lost_another_rank(error: RuntimeError) -> bool:
-    """Whether this is what the survivors get when a rank dies: an error of the process group, not one of ours."""
-    if get_dist_info()[3] == 1:
-        return False
-    from torch.distributed import DistError
+# What gloo and NCCL say of a connection whose other end is gone; any other error of theirs keeps its traceback.
+_CLOSED = ("connection closed", "connection reset", "broken pipe", "remote process exit")
 
-    return isinstance(error, DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+
+def _failure_elsewhere(error: Exception) -> str | None:
+    """What to say if it was another rank that failed: told by that one, or seen by the end of the connection."""
+    if get_dist_info()[3] == 1:
+        return None
+    from nanochat.ranks import OtherRankFailed, rank_and_world
+
+    if isinstance(error, OtherRankFailed):
+        return f"stopped: {error}"
+    met = rank_and_world()[1] > 1  # before that, an address is wrong or a machine does not answer
+    if met and isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _CLOSED):
+        return (f"rank {get_dist_info()[1]} stopped: its connection to another rank is gone "
+                f"({str(error).split('. ')[0]}); see what that one said, or how it ended")
+    return None

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from nanochat.batch_size import rows_per_rank
-from nanochat.checkpoint_manager import checkpoint_root, load_model
+from nanochat.checkpoint_manager import checkpoint_root, find_model, load_meta, load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.dataloader import Batch, Loader, conversation_loader
 from nanochat.ranks import on_rank0
 from nanochat.report import get_report
-from nanochat.train import Every, StageConfig, make_optimizer, rows_of, run_training, validation
+from nanochat.train import Every, StageConfig, check_sizes, make_optimizer, rows_of, run_training, validation
 from tasks.catalog import parse_mixture
 
 
@@ -42,11 +41,13 @@ class FinetuneConfig(StageConfig):
 
 def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to: str) -> None:
     """Train the last model of `source_from` on `config.mixture`, into `source_to`; log to the report as `stage`."""
+    directory, step = find_model(source_from, config.from_tag, config.step)
+    T = load_meta(directory, step)["model_config"]["sequence_len"]
+    check_sizes(config, T)  # before any work
     _, rank, _, world_size, device = compute_init(config.device_type, config.seed, deterministic=config.deterministic)
-    model, tokenizer, meta = load_model(source_from, device, "train", config.from_tag, config.step,
+    model, tokenizer, meta = load_model(source_from, device, "train", directory.name, step,
                                         resolve_dtype(config.dtype, device.type))
-    T, ranks = model.config.sequence_len, {"rank": rank, "world_size": world_size}
-    rows_per_rank(config.total_batch_size, config.device_batch_size, T, deterministic=config.deterministic)  # or refuse
+    ranks = {"rank": rank, "world_size": world_size}
     train_task = parse_mixture(config.mixture, config.data, "train")
     val_task = parse_mixture(config.mixture, config.data, "test")
     print0(f"{len(train_task):,} conversations to train on: {', '.join(config.mixture)}")

@@ -17,6 +17,9 @@ SAVING_TIME = "300"  # seconds that ranks have to save after a signal, before to
 
 def main(argv: list[str]) -> int:
     """`["8", "scripts.base_train", "runs/d20.toml"]` -> exit status: 128 + its number if a signal ended it."""
+    if len(argv) < 2 or not argv[0].isdecimal():
+        print("usage: python -m nanochat.launch RANKS MODULE [ARGUMENTS]", file=sys.stderr)
+        return 2
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run

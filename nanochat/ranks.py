@@ -23,7 +23,9 @@ from torch import Tensor
 
 from nanochat.common import UserError
 
-TEXT_BYTES = 4096  # the longest text that a rank tells the others; all are padded to it
+
+class OtherRankFailed(Exception):
+    """This rank was well, but must end because of another: that one is to be blamed, so this one leaves after it."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -58,16 +60,18 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def gather_texts(text: str) -> list[str]:
-    """A text of each rank, in the order of the ranks; each cut to `TEXT_BYTES` bytes. Bytes on the wire, no pickle."""
+    """A text of each rank, in the order of the ranks. Bytes on the wire, no pickle, padded to the longest."""
     if rank_and_world()[1] == 1:
         return [text]
-    data = text.encode("utf-8")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+    data = text.encode("utf-8", "backslashreplace")  # a file's name may hold what is no Unicode
+    lengths = gather(torch.tensor([len(data)], device=wire_device())).flatten().tolist()
+    data = data.ljust(max(1, *lengths), b"\0")
     rows = gather(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(wire_device())).cpu()
-    return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "ignore") for row in rows]
+    return [bytes(row[:length].tolist()).decode("utf-8") for row, length in zip(rows, lengths, strict=True)]
 
 
 def on_rank0(fn: Callable[[], Any]) -> Any:
-    """Call `fn` on rank 0 alone; its result (JSON, short) is what all ranks return, its error what all ranks raise."""
+    """Call `fn` on rank 0 alone; its result (JSON) is what all ranks return, its error what all ranks raise."""
     rank, world_size = rank_and_world()
     if world_size == 1:
         return fn()
@@ -78,10 +82,12 @@ def on_rank0(fn: Callable[[], Any]) -> Any:
             answer = {"result": fn()}
             json.dumps(answer)
         except Exception as e:
-            error, answer = e, {"error": str(e)[:900], "user": isinstance(e, UserError)}  # 900 · 4 bytes < TEXT_BYTES
-    answer = json.loads(gather_texts(json.dumps(answer, ensure_ascii=False))[0])
-    if error is not None:
-        raise error
+            error, answer = e, {"error": str(e), "user": isinstance(e, UserError)}
+    try:
+        answer = json.loads(gather_texts(json.dumps(answer))[0])
+    finally:
+        if error is not None:  # whatever became of telling the others
+            raise error
     if "error" in answer:
         raise UserError(answer["error"]) if answer["user"] else RuntimeError(f"rank 0 failed: {answer['error']}")
     return answer["result"]
@@ -100,7 +106,7 @@ def all_or_none(what: str) -> Iterator[None]:
         raise error
     for rank, text in enumerate(said):
         if text:
-            raise UserError(f"rank {rank} failed while {what}: {text}")
+            raise OtherRankFailed(f"rank {rank} failed while {what}: {text}")
 
 
 def first_to_say(text: str) -> bool:

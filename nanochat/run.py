@@ -1,4 +1,4 @@
-"""What surrounds a long run: its state, signals that ask it to stop, and a log of its metrics that survives it.
+"""What surrounds a long run: its sizes, its state, signals that ask it to stop, a log of its metrics that survives it.
 
     with StopSignals() as stop:
         while not stop.requested: ...          # the first Ctrl-C or SIGTERM asks, the second leaves at once
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import stat
 import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import UserError, atomic_write, print0
+from nanochat.common import UserError, atomic_write, check_at_least, print0
+
+LAUNCHER = os.getppid()  # under torchrun, the process that started this rank
 
 
 @dataclass
@@ -31,7 +35,7 @@ class TrainState:
     skipped: int = 0  # steps whose gradient was not finite
     train_seconds: float = 0.0
     loader: dict[str, Any] | None = None
-    evaluations: list[dict[str, float]] = field(default_factory=list)  # {"step": ..., "bpb": ...}
+    evaluations: list[dict[str, float | None]] = field(default_factory=list)  # {"step": ..., "bpb": ...}
 
 
 # Settings that may differ between a run and its continuation without changing what is computed.
@@ -42,6 +46,42 @@ FREE_FIELDS = {"resume", "overwrite", "save_every", "eval_every", "sample_every"
 def free_fields(settings: dict[str, Any]) -> set[str]:
     """`FREE_FIELDS`, but in deterministic mode what is summed first depends on the rows of a backward pass."""
     return FREE_FIELDS - {"device_batch_size"} if settings.get("deterministic") else FREE_FIELDS
+
+
+def rows_per_rank(
+    total_batch_size: int, device_batch_size: int | Literal["auto"], max_seq_len: int, world_size: int, *,
+    deterministic: bool = False,
+) -> int:
+    """The rows of a step that each rank trains on: `total=8192, T=256` on 2 ranks -> 16.
+
+    A share of fewer rows than `device_batch_size` is one backward pass. Sizes that do not fit together are refused with
+    those nearby that do. So are, in deterministic mode, where the rows of a backward pass decide the bits, smaller
+    shares, and numbers of ranks among which a binary tree of gradients cannot be shared.
+    """
+    rows = 1 if device_batch_size == "auto" else device_batch_size
+    check_at_least(1, device_batch_size=rows, total_batch_size=total_batch_size, max_seq_len=max_seq_len)
+    if deterministic and device_batch_size == "auto":
+        raise UserError("--deterministic needs a --device_batch_size: what is summed first depends on it")
+    if deterministic and world_size & (world_size - 1):
+        raise UserError(f"--deterministic works on 1, 2, 4, 8, ... ranks, not on {world_size}")
+    unit, token_rows = rows * max_seq_len * world_size, max_seq_len * world_size
+    share, rest = divmod(total_batch_size, token_rows)
+    if rest == 0 and share and (share % rows == 0 or (share < rows and not deterministic)):
+        return share
+    near = [n * unit for n in (total_batch_size // unit, total_batch_size // unit + 1) if n]
+    advice = f"--total_batch_size={' or '.join(map(str, near))}"
+    if rest == 0 and share:
+        fitting = divisors(share)
+        near = [d for d in fitting if d < rows][-1:] + [d for d in fitting if d > rows][:1]
+        advice += f", or --device_batch_size={' or '.join(map(str, near))}"
+    ranks = f" × {world_size} ranks" if world_size > 1 else ""
+    raise UserError(f"--total_batch_size={total_batch_size} is not a multiple of --device_batch_size={rows} × "
+                    f"--max_seq_len={max_seq_len}{ranks} (= {unit} tokens): these would fit: {advice}")
+
+
+def divisors(n: int) -> list[int]:
+    """`12 -> [1, 2, 3, 4, 6, 12]`"""
+    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def lock_run(directory: str | Path) -> FileLock:
@@ -57,27 +97,39 @@ def lock_run(directory: str | Path) -> FileLock:
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM set `requested`, so that a step can be finished and saved.
+    """While entered, SIGINT, SIGTERM and SIGHUP set `requested`, so that a step can be finished and saved.
 
     A second signal raises `KeyboardInterrupt` at once; nothing half-written is ever taken for good, so that is safe.
-    Off the main thread (tests, notebooks) signals cannot be caught and stay as they are. Under torchrun every rank gets
-    the signal; `speaks` is for one of them.
+    (Not a second SIGHUP: shell and kernel may both send one.) Off the main thread (tests, notebooks) signals cannot be
+    caught and stay as they are. Under torchrun every rank gets the signal; `speaks` is for one of them. There the end
+    of the launcher is a request too: nobody else would ever end this rank.
     """
 
     def __init__(self, speaks: bool = True) -> None:
-        self.requested, self.speaks = False, speaks
+        self.signalled, self.speaks = False, speaks
+
+    @property
+    def requested(self) -> bool:
+        if not self.signalled and "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != LAUNCHER:
+            self._ask("the launcher is gone: ")
+        return self.signalled
+
+    def _ask(self, why: str = "", how: str = "") -> None:
+        self.signalled = True
+        if self.speaks:
+            print(f"\n{why}stopping after this step, then saving{how}", file=sys.stderr, flush=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if number == signal.SIGHUP:
+            leave_terminal()
+        elif self.signalled:
             raise KeyboardInterrupt
-        self.requested = True
-        if self.speaks:
-            print("\nstopping after this step, then saving (again to leave at once)", file=sys.stderr, flush=True)
+        self._ask(how=" (again to leave at once)")
 
     def __enter__(self) -> StopSignals:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -85,6 +137,14 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def leave_terminal() -> None:
+    """Let output go nowhere where it went to a terminal: that one is gone, and writing to it would be an error."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        for fd in (1, 2):
+            if stat.S_ISCHR(os.fstat(fd).st_mode):
+                os.dup2(nowhere.fileno(), fd)
 
 
 class MetricsLog:

@@ -10,6 +10,7 @@ the same on all of them. Rank 0 alone writes what a run has once (weights, meta,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from nanochat.attention import kernel_name, packed_documents
-from nanochat.batch_size import LossFn, choose_rows, memory_named, rows_per_rank
+from nanochat.batch_size import LossFn, choose_rows, fewer_rows, memory_named
 from nanochat.checkpoint_manager import (
     load_checkpoint,
     load_weights,
@@ -33,6 +34,7 @@ from nanochat.common import (
     UserError,
     check_at_least,
     compile_problem,
+    get_dist_info,
     measure_matmul_flops,
     peak_flops,
     peak_memory_bytes,
@@ -44,7 +46,7 @@ from nanochat.loss_eval import evaluate_bpb, first_rows
 from nanochat.optim import Optimizer
 from nanochat.ranks import gather, on_rank0, rank_and_world, wire_device
 from nanochat.report import get_git_info
-from nanochat.run import MetricsLog, StepLog, StopSignals, TrainState, lock_run, loss_curve
+from nanochat.run import MetricsLog, StepLog, StopSignals, TrainState, lock_run, loss_curve, rows_per_rank
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.train_step import clip_factor, describe_nonfinite, global_gradient
@@ -72,6 +74,8 @@ class StageConfig:
     """Muon rate of the matrices."""
     weight_decay: float = 0.0
     """Decoupled weight decay of embedding and head."""
+    polar_express: bool = False
+    """Muon by the Polar Express polynomials instead of one quintic."""
     warmup_ratio: float = 0.0
     """Share of the steps in which the rate rises."""
     warmdown_ratio: float = 0.2
@@ -142,7 +146,7 @@ def make_optimizer(model: GPT, config: StageConfig) -> Optimizer:
     """The optimizer of a gradient stage, as its settings say."""
     return model.setup_optimizers(embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr,
                                   matrix_lr=config.matrix_lr, weight_decay=config.weight_decay,
-                                  deterministic=config.deterministic)
+                                  polar_express=config.polar_express, deterministic=config.deterministic)
 
 
 @dataclass(frozen=True)
@@ -153,10 +157,15 @@ class Rows:
     micro: int
 
 
+def check_sizes(config: StageConfig, max_seq_len: int) -> int:
+    """The rows of a step on each rank; what does not fit together is refused (see `rows_per_rank`)."""
+    return rows_per_rank(config.total_batch_size, config.device_batch_size, max_seq_len, get_dist_info()[3],
+                         deterministic=config.deterministic)
+
+
 def rows_of(config: StageConfig, max_seq_len: int, model: GPT, bos: int) -> Rows:
     """The rows of a stage, once its model and optimizer are made (which decides what memory is left)."""
-    share = rows_per_rank(config.total_batch_size, config.device_batch_size, max_seq_len,
-                          deterministic=config.deterministic)
+    share = check_sizes(config, max_seq_len)
     return Rows(share, choose_rows(config.device_batch_size, share, max_seq_len, model, document_loss(bos)))
 
 
@@ -174,7 +183,8 @@ def validation(
             batches = first_rows(loader, max(1, eval_tokens // loader.T))
             bpb = evaluate_bpb(model, batches, token_bytes, bos=tokenizer.get_bos_token_id())
         earlier = [e for e in state.evaluations if e["step"] != state.step]
-        state.evaluations = [*earlier, {"step": state.step, "bpb": bpb}]
+        finite = bpb if math.isfinite(bpb) else None  # no text to measure on, or a model that is lost: not for JSON
+        state.evaluations = [*earlier, {"step": state.step, "bpb": finite}]
         print0(f"step {state.step:5d} | validation {bpb:.4f} bits per byte")
 
     return validate
@@ -202,12 +212,13 @@ def train(
     world_size, skips = rank_and_world()[1], 0
     while state.step < num_iterations:
         started, before, batch = time.perf_counter(), state.loader, next(batches)
+        sizes = rows, batch.inputs.size(1), fewer_rows(rows, len(batch.inputs), config.deterministic)
         gradient = global_gradient(model, optimizer, batch, rows=rows, loss_fn=loss_fn, stop=should_stop(),
                                    deterministic=config.deterministic)
         multiplier = lr_multiplier(state.step, num_iterations, warmup_ratio=config.warmup_ratio,
                                    warmdown_ratio=config.warmdown_ratio, final_lr_frac=config.final_lr_frac)
         if gradient.finite:
-            with memory_named("the optimizer's update", rows, batch.inputs.size(1)):
+            with memory_named("the optimizer's update", *sizes):
                 optimizer.step(multiplier, muon_momentum(state.step), clip_factor(gradient.norm, config.grad_clip))
             skips = 0
         else:
@@ -230,14 +241,21 @@ def train(
         state.loader = batch.state
         on_step(state, {"loss": gradient.loss, "norm": gradient.norm, "lr": multiplier, "tokens": tokens,
                         "seconds": seconds})
-        for hook in hooks:
-            if hook.due(state.step, last=state.step == num_iterations):
-                with memory_named(hook.what, rows, batch.inputs.size(1)):
-                    hook.fn(state)
+        call_due(hooks, state, num_iterations, *sizes)
         # Several ranks agree within the step; one alone can look again, and need not wait for the next.
         if (gradient.stop or (world_size == 1 and should_stop())) and state.step < num_iterations:
             return False
     return True
+
+
+def call_due(
+    hooks: list[Every], state: TrainState, num_iterations: int, rows: int, max_seq_len: int, remedy: str
+) -> None:
+    """Call the hooks that are due after step `state.step`; the last three are for the line when memory runs out."""
+    for hook in hooks:
+        if hook.due(state.step, last=state.step == num_iterations):
+            with memory_named(hook.what, rows, max_seq_len, remedy):
+                hook.fn(state)
 
 
 def run_training(
@@ -256,8 +274,8 @@ def run_training(
     """Train a stage into `directory`, from its start or its last checkpoint, and return the figures for the report.
 
     `make_batches(loader_state)` gives the batches after that state (None: from the start), each this rank's share of a
-    step. Saving comes before the other hooks, so that an evaluation that fails costs no training. On SIGINT or SIGTERM
-    at any rank: save, then KeyboardInterrupt on all.
+    step. Saving comes before the other hooks, so that an evaluation that fails costs no training. On SIGINT, SIGTERM or
+    SIGHUP at any rank: save, then KeyboardInterrupt on all.
     """
     settings = {**asdict(config), "dtype": str(model.compute_dtype).removeprefix("torch.")}  # what "auto" came to
     if config.deterministic:
@@ -283,15 +301,13 @@ def run_training(
             return
         saved_step = state.step
         meta = {"model_config": model_config_dict(model), "config": settings, "parent": parent,
-                "state": asdict(state), "git": get_git_info()}
+                "state": asdict(state), "git": get_git_info() if rank == 0 else None}  # rank 0 writes it
         save_checkpoint(directory, state.step, model.state_dict(), optimizer.state_dict(), meta, tokenizer=tokenizer)
         print0(f"saved step {state.step} to {directory}")
 
     device, dtype = model.get_device(), settings["dtype"]
-    speed = torch.tensor([measure_matmul_flops(device, model.compute_dtype)], device=wire_device())
-    measured, published = float(gather(speed).sum()), peak_flops(device, model.compute_dtype)
-    step_log = StepLog(config.log_every, num_iterations, model.estimate_flops(), measured,
-                       published and published * world_size, metrics)
+    measured, published = matmul_rates(device, model.compute_dtype)
+    step_log = StepLog(config.log_every, num_iterations, model.estimate_flops(), measured, published, metrics)
     problem = compile_problem(device.type) if config.compile else "switched off"
     print0(f"{model.num_parameters():,} parameters, {num_iterations} steps, "
            + (f"{world_size} ranks, " if world_size > 1 else "")
@@ -300,11 +316,11 @@ def run_training(
            f"matmul rate {measured / 1e12:.2f} TFLOP/s, "
            + (f"not compiled: {problem}" if problem else "compiled (the first step takes a while)"))
     compiled = model if problem else model.compile_for_training()
-    if start is not None:  # the save came before that step's other hooks: they may not have run
-        for hook in hooks:
-            if hook.due(start, last=start == num_iterations):
-                hook.fn(state)
     with StopSignals(speaks=rank == 0) as stop:
+        if start is not None:  # the save came before that step's other hooks: they may not have run
+            T = model.config.sequence_len
+            share = max(1, config.total_batch_size // (T * world_size))
+            call_due(hooks, state, num_iterations, rows, T, fewer_rows(rows, share, config.deterministic))
         finished = train(compiled, optimizer, make_batches(state.loader), config, state,
                          num_iterations=num_iterations, rows=rows,
                          loss_fn=document_loss(tokenizer.get_bos_token_id()),
@@ -324,6 +340,13 @@ def run_training(
         "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
         "checkpoint": str(directory),
     }
+
+
+def matmul_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float | None]:
+    """FLOP/s of matrix products that all ranks have together: measured here and now, and as published (or None)."""
+    speeds = gather(torch.tensor([measure_matmul_flops(device, dtype)], device=wire_device()))
+    published = peak_flops(device, dtype)
+    return float(speeds.sum()), published and published * len(speeds)
 
 
 def check_same_weights(model: GPT) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanochat.batch_size import LossFn, memory_named
+from nanochat.batch_size import LossFn, fewer_rows, memory_named
 from nanochat.bucket import tree_sum
 from nanochat.dataloader import Batch
 from nanochat.optim import Optimizer
@@ -62,10 +62,12 @@ def global_gradient(
     supervised = sum_over_ranks((batch.targets >= 0).sum())
     per_token = supervised.clamp(min=1)  # without supervised tokens: loss 0, not NaN
 
+    sizes = rows, batch.inputs.size(1), fewer_rows(rows, len(batch.inputs), deterministic)
+
     def backward(micro: Batch) -> Tensor:
-        with memory_named("the forward pass", rows, batch.inputs.size(1)):
+        with memory_named("the forward pass", *sizes):
             loss = loss_fn(model, micro) / per_token
-        with memory_named("the backward pass", rows, batch.inputs.size(1)):
+        with memory_named("the backward pass", *sizes):
             loss.backward()
         return loss.detach()
 
@@ -75,7 +77,7 @@ def global_gradient(
     loss = tree_sum([x.to(wide) for x in losses])
     mine = torch.stack([loss, torch.full_like(loss, stop), supervised.to(wide)])
     table = gather(mine)  # (ranks, 3)
-    with memory_named("the reduction of the gradient", rows, batch.inputs.size(1)):
+    with memory_named("the reduction of the gradient", *sizes):
         norm = optimizer.reduce()
     of_ranks = table.tolist()
     return Gradient(tree_sum([row[0] for row in of_ranks]), norm, int(of_ranks[0][2]), any(row[1] for row in of_ranks),

@@ -30,9 +30,10 @@ fi
 
 # One torchrun a machine (srun starts them), one rank a GPU (torchrun starts those). They meet at the first machine; the
 # port follows from the job's number, so that two jobs that share a machine do not meet each other.
+# srun does not take --cpus-per-task over from the job since SLURM 22.05, and would give each torchrun one core.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110 # seconds that the ranks have to save
-srun --kill-on-bad-exit=1 .venv/bin/python -m torch.distributed.run \
+srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} .venv/bin/python -m torch.distributed.run \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
     --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d --rdzv_endpoint="$head:$((20000 + SLURM_JOB_ID % 10000))" \
     -m "$@" --resume &
@@ -40,10 +41,10 @@ ranks=$!
 
 again=""
 stop() { # srun passes the signal on to every torchrun, and that to its ranks
-    again=yes
     kill -TERM "$ranks"
 }
-trap stop USR1 TERM
+trap 'again=yes; stop' USR1 # the time is up
+trap stop TERM              # scancel: this job is not to come back; after a pre-emption SLURM itself queues it again
 wait "$ranks"
 status=$?
 while kill -0 "$ranks" 2>/dev/null; do # the signal ended the waiting, not yet the ranks

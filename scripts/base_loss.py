@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nanochat import configurator
 from nanochat.batch_size import memory_named
@@ -31,8 +31,8 @@ class Config:
     """Where text comes from: pocket, hub, or a folder of your own."""
     split_tokens: int = 1_000_000
     """Tokens of each split to measure on at most."""
-    device_batch_size: int = 32
-    """Rows a forward pass: lower it when memory runs out, the result stays the same."""
+    device_batch_size: int | Literal["auto"] = 32
+    """Rows a forward pass: lower it when memory runs out, the result stays the same; auto: 32."""
     model_tag: str = ""
     """Name of the model (default: the largest)."""
     step: int = -1
@@ -47,16 +47,19 @@ class Config:
 
 def measure(model: Any, tokenizer: Any, split: str, config: Config, rank: int, world_size: int) -> LossResult:
     """The loss over the first `split_tokens` tokens of a split, shared among the ranks."""
+    rows = 32 if config.device_batch_size == "auto" else config.device_batch_size
     loader = tokenizing_distributed_data_loader_with_state(
-        tokenizer, config.device_batch_size, model.config.sequence_len, split, data=config.data,
+        tokenizer, rows, model.config.sequence_len, split, data=config.data,
         device=model.get_device(), seed=config.seed, rank=rank, world_size=world_size)
-    with loader, memory_named("the forward pass", config.device_batch_size, loader.T):
+    remedy = f"--device_batch_size={rows // 2}" if rows > 1 else "--device_type=cpu"
+    with loader, memory_named("the forward pass", rows, loader.T, remedy):
         batches = first_rows(loader, max(1, config.split_tokens // loader.T))
         return evaluate_loss(model, batches, tokenizer.token_bytes(), tokenizer.get_bos_token_id())
 
 
 def main(config: Config) -> None:
-    check_at_least(1, split_tokens=config.split_tokens, device_batch_size=config.device_batch_size)
+    rows = 1 if config.device_batch_size == "auto" else config.device_batch_size
+    check_at_least(1, split_tokens=config.split_tokens, device_batch_size=rows)
     start = time.monotonic()
     _, rank, _, world_size, device = compute_init(config.device_type, config.seed)
     dtype = resolve_dtype(config.dtype, device.type)

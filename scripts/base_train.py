@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 import torch
 
 from nanochat import configurator
-from nanochat.batch_size import rows_per_rank
 from nanochat.checkpoint_manager import checkpoint_root
 from nanochat.common import UserError, compute_init, print0, print_banner, resolve_dtype
 from nanochat.dataloader import Loader, tokenizing_distributed_data_loader_with_state
@@ -24,7 +23,16 @@ from nanochat.gpt import GPT, config_for_depth
 from nanochat.loss_eval import continue_openings
 from nanochat.report import get_report
 from nanochat.tokenizer import get_tokenizer
-from nanochat.train import Every, StageConfig, TrainState, make_optimizer, rows_of, run_training, validation
+from nanochat.train import (
+    Every,
+    StageConfig,
+    TrainState,
+    check_sizes,
+    make_optimizer,
+    rows_of,
+    run_training,
+    validation,
+)
 
 
 @dataclass
@@ -61,8 +69,7 @@ def steps_to_train(config: Config, parameters: int, flops_per_token: int) -> int
 
 def main(config: Config) -> None:
     print_banner()
-    rows_per_rank(config.total_batch_size, config.device_batch_size, config.max_seq_len,
-                  deterministic=config.deterministic)  # what does not fit together is refused before any work
+    check_sizes(config, config.max_seq_len)  # before any work
     _, rank, _, world_size, device = compute_init(config.device_type, config.seed, deterministic=config.deterministic)
     tokenizer = get_tokenizer()
     corpus(config.data)  # now, not at the first step: what is missing is made or fetched while the other ranks wait

@@ -26,7 +26,7 @@ class Config(FinetuneConfig):
     warmdown_ratio: float = 1.0
     """Share of the steps in which the rate falls."""
     total_batch_size: int = 65536
-    """Tokens a step, over all micro-batches."""
+    """Tokens a step, over all micro-batches and ranks."""
 
 
 def main(config: Config) -> None:

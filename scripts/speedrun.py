@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -35,15 +36,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from nanochat.common import UserError, atomic_write, check_at_least, get_base_dir, print_banner, sha256_file
 from nanochat.configurator import REFUSED, load_toml, nearest
 from nanochat.report import MAKERS, Report
-from nanochat.run import free_fields
+from nanochat.run import free_fields, rows_per_rank
 
-RESUMABLE = ("base_train", "mid_train", "chat_sft", "chat_rl")  # gradient stages: they save as they go
+# Gradient stages, and where they save as they go.
+RESUMABLE = {"base_train": "base_checkpoints", "mid_train": "mid_checkpoints", "chat_sft": "chatsft_checkpoints",
+             "chat_rl": "chatrl_checkpoints"}
 DISTRIBUTED = ("base_train", "base_loss", "mid_train", "chat_sft")  # those that may run on several ranks
 SOURCES = Path(__file__).resolve().parents[1]
 LIBRARY_STAGES = ("dataset", "report")  # commands of the library: fetch the data first, render the card last
@@ -67,8 +71,9 @@ class Stage:
 # --------------------------------------------------------------------------- the preset
 
 
-def config_fields(script: str) -> set[str] | None:
-    """Field names of a script's Config, read from its source: no script imports a script. None: cannot tell.
+def config_fields(script: str) -> dict[str, Any] | None:
+    """Fields of a script's Config and their defaults (None where they are no literals), read from its source: no script
+    imports a script. None: cannot tell.
 
     Reading them now means that a misspelt key fails in the first second and not after an hour.
     """
@@ -76,17 +81,56 @@ def config_fields(script: str) -> set[str] | None:
     return _fields_in(SOURCES / folder / f"{script}.py", "Config")
 
 
-def _fields_in(path: Path, name: str) -> set[str] | None:
-    """Annotated fields of a source file's class `name` and of its bases, which may come from other files of ours."""
+@functools.cache
+def _fields_in(path: Path, name: str) -> dict[str, Any] | None:
+    """The same of a source file's class `name` and of its bases, which may come from other files of ours."""
     body = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
     for node in body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            fields = {f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
-            inherited = [_fields_in(path, base.id) if isinstance(base, ast.Name) else None for base in node.bases]
-            return None if None in inherited else fields.union(*inherited)  # type: ignore[arg-type]
+            fields: dict[str, Any] = {}
+            for base in node.bases:
+                inherited = _fields_in(path, base.id) if isinstance(base, ast.Name) else None
+                if inherited is None:
+                    return None
+                fields |= inherited
+            return fields | {f.target.id: _literal(f.value) for f in node.body
+                             if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
         if isinstance(node, ast.ImportFrom) and node.module and name in [alias.name for alias in node.names]:
             return _fields_in(SOURCES.joinpath(*node.module.split(".")).with_suffix(".py"), name)
     return None
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """`ast` of `524288 -> 524288`, of `field(...) -> None`"""
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def setting(stage: Stage, name: str) -> Any:
+    """What a stage will find in a field: its flag, else its table's value, else that of [all], else the default."""
+    flag = re.findall(rf"--{name.replace('_', '[-_]')}[= ](\S+)", " ".join(stage.flags))
+    if flag:
+        return int(flag[-1]) if flag[-1].isdecimal() else flag[-1]
+    if name == "deterministic" and "--deterministic" in stage.flags:
+        return True
+    defaults = config_fields(stage.script) or {}
+    return stage.settings.get(stage.script, {}).get(name, stage.settings.get("all", {}).get(name, defaults.get(name)))
+
+
+def check_sizes(path: Path, stages: list[Stage], nproc: int) -> None:
+    """Refuse batch sizes that `nproc` ranks cannot share, before the first stage and not in the third."""
+    base = next((stage for stage in stages if stage.script == "base_train"), None)
+    for stage in stages:
+        total, rows = setting(stage, "total_batch_size"), setting(stage, "device_batch_size")
+        length = base and setting(base, "max_seq_len")  # the later stages have their model's
+        if stage.script in RESUMABLE and total and rows and length:
+            ranks = nproc if stage.script in DISTRIBUTED else 1
+            try:
+                rows_per_rank(total, rows, length, ranks, deterministic=bool(setting(stage, "deterministic")))
+            except UserError as e:
+                raise UserError(f"{path}: {stage.name}: {e}") from None
 
 
 def _unknown(path: Path, what: str, name: str, known: set[str]) -> UserError:
@@ -122,9 +166,9 @@ def _check_tables(path: Path, preset: dict, scripts: set[str], used: set[str]) -
     for script, known in fields.items():
         for key in preset.get(script, {}):
             if known is not None and key not in known:
-                raise _unknown(path, f"key in [{script}]:", key, known)
+                raise _unknown(path, f"key in [{script}]:", key, set(known))
     if fields and None not in fields.values():
-        anywhere = set().union(*(known for known in fields.values() if known is not None))
+        anywhere = {key for known in fields.values() if known is not None for key in known}
         for key in preset.get("all", {}):
             if key not in anywhere:
                 raise _unknown(path, "key in [all]:", key, anywhere)
@@ -297,10 +341,11 @@ def run_stage(
     else:
         (ledger.report.folder / f"{stage.name}.json").unlink(missing_ok=True)  # an old figure must not pass for a new
         ledger.write(stage.name, key, finished=False)
+    began = time.time()
     code, seconds, peak, signum = run_command(command)
-    # A stage that refused may have found somebody else's run in its place.
+    # A stage that refused may have found somebody else's run in its place; one that saved has not.
     ledger.write(stage.name, key, finished=code == 0 and signum is None, seconds=seconds, peak=peak,
-                 ours=code != REFUSED)
+                 ours=code != REFUSED or saved_since(stage, began))
     if signum is not None:
         by = signal.Signals(signum).name
         print(f"\nStopped in {stage.name} by {by}. The same command goes on from here.", flush=True)
@@ -311,6 +356,12 @@ def run_stage(
     return code if code >= 0 else 128 - code
 
 
+def saved_since(stage: Stage, began: float) -> bool:
+    """Whether this stage has written a checkpoint since then (seconds since 1970)."""
+    metas = get_base_dir().glob(f"{RESUMABLE.get(stage.script)}/{setting(stage, 'model_tag') or '*'}/meta_*.json")
+    return any(meta.stat().st_mtime >= began for meta in metas)
+
+
 def run_preset(path: Path, nproc: int = 0) -> int:
     """Run all stages of a preset that are not done yet, on `nproc` ranks where they can (0: one a CUDA device).
 
@@ -319,6 +370,7 @@ def run_preset(path: Path, nproc: int = 0) -> int:
     path = path.resolve()
     preset, stages = load_preset(path)
     nproc = nproc or max(1, cuda_devices())
+    check_sizes(path, stages, nproc)
     ledger = Ledger(preset, Report(get_base_dir() / "report"))
     began, before = time.monotonic(), ""
     for i, stage in enumerate(stages, start=1):

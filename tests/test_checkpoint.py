@@ -136,6 +136,29 @@ def test_weights_that_do_not_fit_name_the_first_difference(tokenizer):  # trap: 
         cm.load_weights(small_model(tokenizer), small_model(tokenizer, n_embd=64).state_dict(), "here")
 
 
+def test_the_parts_of_twelve_ranks_are_put_together_by_number(saved):
+    """By name, the part of rank 10 would come before that of rank 2."""
+    directory, _ = saved
+    meta = json.loads((directory / "meta_000010.json").read_text(encoding="utf-8"))
+    meta["files"] = {name: digest for name, digest in meta["files"].items() if not name.startswith("optim_")}
+    for rank in sorted(range(12), key=str):
+        name = f"optim_000010_rank{rank}.safetensors"
+        part = {"wte.weight/m": torch.full((1, 2), float(rank)), "steps": torch.tensor(10)}
+        meta["files"][name] = cm._write_tensors(directory / name, part)
+    (directory / "meta_000010.json").write_text(json.dumps(meta), encoding="utf-8")
+    _, optimizer_data, _ = cm.load_checkpoint(directory, 10, CPU, load_optimizer=True)
+    assert optimizer_data["wte.weight/m"][:, 0].tolist() == list(range(12))
+
+
+def test_a_part_that_another_machine_keeps_to_itself_is_no_checkpoint(saved, tokenizer, monkeypatch):
+    directory, model = saved
+    elsewhere = json.dumps({"optim_000011_rank1.safetensors": "0" * 64})
+    monkeypatch.setattr(cm, "gather_texts", lambda text: [text, elsewhere])  # a rank with a disk of its own
+    with pytest.raises(UserError, match="optim_000011_rank1.safetensors was written by a rank on another machine"):
+        cm.save_checkpoint(directory, 11, model.state_dict(), {"steps": torch.tensor(11)}, {}, tokenizer=tokenizer)
+    assert cm.find_last_step(directory) == 10
+
+
 def test_saving_makes_its_directory_and_leaves_no_temporary_files(saved):  # trap: mkdir-rank
     directory, _ = saved
     assert sorted(p.name for p in directory.iterdir()) == [

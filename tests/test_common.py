@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from nanochat import common, configurator
 from nanochat.common import UserError, atomic_write, compute_cleanup, compute_init, get_dist_info, resolve_dtype
+from nanochat.ranks import OtherRankFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,6 +154,23 @@ def test_what_all_ranks_find_before_they_have_met_is_said_by_one_a_machine(monke
     line = "tok_train works in one process: start it without torchrun, python -m ... tok_train\n"
     assert said == [f"error: {line}", "", f"error on rank 2: {line}"]
     configurator.main(lambda config: None, Nothing, distributed=True)
+
+
+def test_only_a_closed_connection_is_another_ranks_fault(monkeypatch):
+    """What else gloo and NCCL complain of keeps its traceback, and so does all that comes before the ranks have met."""
+    gone = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711. Maybe it died")
+    assert configurator._failure_elsewhere(gone) is None
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert configurator._failure_elsewhere(gone) is None  # no process group yet
+    failed = OtherRankFailed("rank 0 failed while saving step 3: OSError: x")
+    assert configurator._failure_elsewhere(failed) == "stopped: rank 0 failed while saving step 3: OSError: x"
+    monkeypatch.setattr("nanochat.ranks.rank_and_world", lambda: (1, 2))
+    said = configurator._failure_elsewhere(gone)
+    assert said.startswith("rank 1 stopped: its connection to another rank is gone ([../gloo") and "4711" in said
+    assert configurator._failure_elsewhere(RuntimeError("gloo: Invalid scalar type")) is None
+    assert configurator._failure_elsewhere(RuntimeError("NCCL Error 5: invalid usage")) is None
+    assert configurator._failure_elsewhere(OSError("Connection reset by peer")) is None  # a download's
 
 
 @dataclass

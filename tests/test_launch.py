@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nanochat import launch
 from nanochat.checkpoint_manager import find_last_step, load_meta, saved_steps
 from nanochat.run import read_metrics
 from scripts import base_train
@@ -158,7 +159,8 @@ def test_two_machines_under_slurm_go_on_from_one_rank(two_ranks, base, tmp_path)
     commands = {
         "scontrol": 'echo localhost',
         ".venv/bin/python": f'exec {sys.executable} "$@"',
-        "srun": 'shift; for node in 1 2; do "$@" & pids="$pids $!"; done; for pid in $pids; do wait $pid || exit; done',
+        "srun": '[ "$2" = --cpus-per-task=3 ] && shift 2 || exit 9\n'
+                'for node in 1 2; do "$@" & pids="$pids $!"; done; for pid in $pids; do wait $pid || exit; done',
     }
     for name, script in commands.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +168,7 @@ def test_two_machines_under_slurm_go_on_from_one_rank(two_ranks, base, tmp_path)
         (tmp_path / name).chmod(0o755)
     env = {**os.environ, "NANOCHAT_BASE_DIR": str(gone_on), "PATH": f"{tmp_path}:{os.environ['PATH']}",
            "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "2",
-           "SLURM_JOB_ID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
+           "SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_ID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
     command = ["bash", str(ROOT / "runs" / "slurm.sh"), "scripts.base_train", *flags(base, *SIX_STEPS)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -175,9 +177,32 @@ def test_two_machines_under_slurm_go_on_from_one_rank(two_ranks, base, tmp_path)
     assert len([name for name in load_meta(gone_on / RUN, 6)["files"] if name.startswith("optim_")]) == 2
 
 
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_slurm_queues_the_job_again_when_the_time_is_up_not_when_it_is_cancelled(tmp_path, number, again):
+    for name, script in {"scontrol": 'echo "$*" >> scontrol.log; echo localhost',
+                         "srun": 'trap "exit 143" TERM; sleep 0.5; echo up; while :; do sleep 0.05; done'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
+           "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"}
+    STARTED.append(process := subprocess.Popen(["bash", str(ROOT / "runs" / "slurm.sh")], env=env, cwd=tmp_path,
+                                               stdout=subprocess.PIPE, encoding="utf-8"))
+    until(process, "up")
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 143
+    assert ("requeue 7" in (tmp_path / "scontrol.log").read_text(encoding="utf-8")) is again
+
+
+def test_a_start_without_a_number_of_ranks_says_what_it_wants(capsys):
+    assert launch.main([]) == launch.main(["2"]) == launch.main(["two", "scripts.base_train"]) == 2
+    assert capsys.readouterr().err.count("usage: python -m nanochat.launch RANKS MODULE") == 3
+
+
 @pytest.mark.slow
 def test_a_signal_to_any_rank_saves_and_a_death_ends_all(base):
-    """SIGTERM to rank 1 alone: all finish the step, save and leave. SIGKILL to rank 1: rank 0 does not wait for it."""
+    """SIGTERM to rank 1 alone: all finish the step, save and leave. So they do when the launcher is killed, who cannot
+    pass anything on. SIGKILL to rank 1: rank 0 does not wait for it.
+    """
     many = flags(base, "--model_tag=signals", "--num_iterations=100000", "--save_every=0", "--resume")
     process = start(base, *TWO, *many)
     until(process, "step     5")
@@ -192,13 +217,25 @@ def test_a_signal_to_any_rank_saves_and_a_death_ends_all(base):
     process = start(base, *TWO, *many)
     assert f"at step {step} of 100000" in until(process, f"step {step + 2:5d}")
     ranks = ranks_of(process)
+    process.kill()
+    still_there = psutil.wait_procs(ranks, timeout=60)[1]
+    for rank in still_there:
+        rank.kill()
+    assert not still_there, "they train on for ever"
+    assert "the launcher is gone: stopping after this step, then saving" in process.communicate(timeout=60)[0]
+    step, before = find_last_step(base / "base_checkpoints" / "signals"), step
+    assert step > before
+
+    process = start(base, *TWO, *many)
+    assert f"at step {step} of 100000" in until(process, f"step {step + 2:5d}")
+    ranks = ranks_of(process)
     ranks[1].kill()
     out = process.communicate(timeout=120)[0]
     assert "rank 0 stopped: its connection to another rank is gone" in out
     blamed = out[out.index("Root Cause") :]
     assert "rank      : 1 (local_rank: 1)" in blamed and "SIGKILL" in blamed and "rank      : 0" not in blamed
     assert process.returncode != 0 and not any(rank.is_running() for rank in ranks)
-    assert saved_steps(base / "base_checkpoints" / "signals") == [step]  # the last checkpoint is intact
+    assert find_last_step(base / "base_checkpoints" / "signals") == step  # the last checkpoint is intact
 
 
 @pytest.mark.slow
@@ -206,12 +243,15 @@ def test_an_error_on_one_rank_is_everybodys_and_one_of_all_is_said_once(two_rank
     process = start(base, *TWO, *flags(base, *SIX_STEPS))  # in the place of a finished run
     out = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and out.count("holds a run at step 6: --resume goes on with it") == 1
+    assert "error on rank" not in out  # it is everybody's
     assert "Traceback" not in out[: out.index("holds a run")]
 
     broken = base / "base_checkpoints" / "broken"
     (broken / ".optim_000003_rank1.safetensors.tmp").mkdir(parents=True)  # where only rank 1 wants to write
-    process = start(base, *TWO, *flags(base, *SIX_STEPS, "--model_tag=broken"))
+    process = start(base, "-m", "nanochat.launch", "2", "scripts.base_train",
+                    *flags(base, *SIX_STEPS, "--model_tag=broken"))
     out = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and "step     4" not in out
-    assert "error: rank 1 failed while saving step 3: " in out and "[rank1]: Traceback" in out
+    assert "stopped: rank 1 failed while saving step 3: " in out and "[rank1]: Traceback" in out
+    assert "rank 1 of 2 was the first to end: exit status 1" in out  # the one that was well did not overtake it
     assert saved_steps(broken) == []  # what the other rank wrote is no checkpoint

@@ -194,7 +194,12 @@ def test_zero_grad_forgets_reduced_gradients_too():
     give_gradients(params)
     optimizer.reduce()
     optimizer.zero_grad()
-    assert optimizer.reduce() == 0.0
+    assert not any(len(b.gradient) for b in optimizer.buckets)
+    with pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        optimizer.reduce()
+    give_gradients(params, seed=3)
+    expected = float(torch.stack([p.grad.norm() for p in params.values()]).norm())
+    assert optimizer.reduce() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
@@ -281,16 +286,42 @@ def test_what_cannot_be_trained_is_refused():
             front(p)
 
 
-@pytest.mark.parametrize("move", ["to another dtype", "into a new optimizer"])
+@pytest.mark.parametrize("move", ["to another dtype", "into a new optimizer", "one in the middle of a stack"])
 def test_weights_that_were_moved_are_not_trained_in_vain(move):
     model = small_gpt()
     optimizer = model.setup_optimizers()
+    name = ""
     if move == "to another dtype":
         model.to(torch.float64)
-    else:
+    elif move == "into a new optimizer":
         model.setup_optimizers()
-    with pytest.raises(RuntimeError, match="make the optimizer last"):
+    else:
+        (name, moved), *_ = list(max((b.params for b in optimizer.buckets), key=len).items())[1:-1]
+        moved.data = moved.data.clone()
+    with pytest.raises(RuntimeError, match=f"{name}.*make the optimizer last"):
         optimizer.step()
+
+
+def test_parameters_that_the_model_has_no_more_are_not_trained_in_vain():
+    model = small_gpt()
+    optimizer = model.setup_optimizers()
+    model.load_state_dict({name: t.clone() for name, t in model.state_dict().items()}, assign=True)
+    ids = torch.arange(16).view(2, 8)
+    model(ids, ids).backward()  # in the model's new parameters, which the optimizer does not know
+    with pytest.raises(RuntimeError, match=r"no parameter has a gradient.*assign=True"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_groups_of_the_model(dtype):
+    """Newton–Schulz in the run's dtype; the rates of AdamW, tuned at width 768, doubled at a quarter of it."""
+    model = GPT(GPTConfig(sequence_len=8, vocab_size=50, n_layer=1, n_head=2, n_kv_head=1, n_embd=192))
+    model.init_weights(0)
+    model.compute_dtype = dtype
+    groups = {g.name: g for g in model.setup_optimizers(matrix_lr=0.03, embedding_lr=0.3, unembedding_lr=0.005).groups}
+    assert {n: g.lr for n, g in groups.items()} == pytest.approx({"matrices": 0.03, "embedding": 0.6, "head": 0.01})
+    assert groups["matrices"].dtype == dtype
+    assert {n: g.rule for n, g in groups.items()} == {"matrices": "muon", "embedding": "adamw", "head": "adamw"}
 
 
 # --------------------------------------------------------------------------- state, and shares of it

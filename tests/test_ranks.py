@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,11 @@ def message(fn) -> str:
 def fail_on(which: int) -> None:
     with all_or_none("trying"):
         if rank_and_world()[0] == which:
-            raise ZeroDivisionError("Ω")
+            raise ZeroDivisionError("Ω\udcff")  # as in the name of a file that is no UTF-8
 
 
-def refuse() -> None:
-    raise UserError("no such thing")
+def refuse(text: str) -> None:
+    raise UserError(text)
 
 
 def talk(rank: int) -> dict:
@@ -56,10 +57,12 @@ def talk(rank: int) -> dict:
         "ranks": rank_and_world(),
         "sum": sum_over_ranks(torch.tensor(3 + rank)).item(),
         "gather": gather(torch.tensor([rank, 10 * rank])).tolist(),
-        "texts": gather_texts("é" * 5000 if rank else "zero"),
+        "texts": gather_texts("é" * 5000 + "\0" if rank else "zero"),
         "on_rank0": on_rank0(lambda: [os.environ["RANK"], None]),
         "error": message(lambda: on_rank0(lambda: 1 // 0)),
-        "user_error": message(lambda: on_rank0(refuse)),
+        "user_error": message(lambda: on_rank0(lambda: refuse("no such thing"))),
+        "long_error": message(lambda: on_rank0(lambda: refuse("ж" * 900))),
+        "no_json": message(lambda: on_rank0(lambda: {1, 2})),
         "one_fails": message(lambda: fail_on(1)),
         "none_fails": message(lambda: fail_on(2)),
         "first": first_to_say("the same on both"),
@@ -109,7 +112,8 @@ def chosen(rank: int) -> int:
 
 def one_rank(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
+                                         timeout=timedelta(minutes=5))
     saw = {"talk": talk(rank), "chosen": chosen(rank), "loss": steps(rank, "loss", "stop"),
            "gradient": steps(rank, "gradient", "stop", bad_rank=0), "skip": steps(rank, "loss", "skip")}
     Path(folder, f"{rank}.json").write_text(json.dumps(saw), encoding="utf-8")
@@ -127,12 +131,13 @@ def saw(tmp_path_factory) -> list[dict]:
 def test_what_they_tell_each_other(saw):
     for rank, heard in enumerate(one["talk"] for one in saw):
         assert heard["ranks"] == [rank, 2] and heard["sum"] == 7 and heard["gather"] == [[0, 0], [1, 10]]
-        assert heard["texts"] == ["zero", "é" * 2048]  # cut, and not in the middle of a character
+        assert heard["texts"] == ["zero", "é" * 5000 + "\0"]
         assert heard["on_rank0"] == ["0", None] and heard["user_error"] == "UserError: no such thing"
+        assert heard["long_error"] == "UserError: " + "ж" * 900 and "set is not JSON" in heard["no_json"]
         assert heard["none_fails"] == "returned None"
     assert [one["talk"]["error"].split(":")[0] for one in saw] == ["ZeroDivisionError", "RuntimeError"]
     assert [one["talk"]["one_fails"] for one in saw] == [
-        "UserError: rank 1 failed while trying: ZeroDivisionError: Ω", "ZeroDivisionError: Ω"]
+        "OtherRankFailed: rank 1 failed while trying: ZeroDivisionError: Ω\\udcff", "ZeroDivisionError: Ω\udcff"]
     assert sorted(one["talk"]["first"] for one in saw) == [False, True]
     assert [one["talk"]["own"] for one in saw] == [True, True]
 

@@ -19,15 +19,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nanochat.common import UserError
 from nanochat.configurator import load_toml
-from scripts.speedrun import config_fields, load_preset, tree_memory
+from scripts.speedrun import check_sizes, config_fields, load_preset, setting, tree_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # --------------------------------------------------------------------------- the runner of presets
 
-# Every stand-in writes its report and a line into calls.log. A "crash" file makes it fail, a "slow" file makes it save
-# and wait for a signal.
+# Every stand-in writes its report and a line into calls.log. A "crash" file makes it fail, a "late" file makes it give
+# up after a save, a "slow" file makes it save and wait for a signal.
 STAND_IN = '''
 import json, os, pathlib, signal, sys, time
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ made = base / "made" / name
 if name == "base_train" and (made / "by_hand").exists() and "--overwrite" not in sys.argv:
     sys.exit(2)
 made.mkdir(parents=True, exist_ok=True)
+if pathlib.Path("late").exists():
+    (base / "base_checkpoints" / "d4").mkdir(parents=True)
+    (base / "base_checkpoints" / "d4" / "meta_000001.json").touch()
+    sys.exit(2)
 if pathlib.Path("slow").exists():
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -138,6 +143,16 @@ def test_a_run_made_by_hand_is_refused_as_often_as_one_tries(folder):
         code, calls, _ = run(folder)
         assert code == 2 and calls[-1] == f"base_train{flags}"
     assert by_hand.exists()
+
+
+def test_a_stage_that_gives_up_after_hours_has_left_something_of_ours(folder):
+    """Exit status 2 as from a refusal (no memory, a number that is none), but it had saved."""
+    change(folder, '"tok_train", "tok_eval", ', "")
+    (folder / "late").touch()
+    assert run(folder)[:2] == (2, ["base_train"])
+    (folder / "late").unlink()
+    change(folder, "depth = 4", "depth = 6")
+    assert run(folder)[1] == ["base_train --overwrite", "chat_eval_mid --source=mid"]
 
 
 @pytest.mark.slow
@@ -285,9 +300,26 @@ def test_presets_are_valid(path):
     for stage in stages:
         assert (ROOT / Path(*stage.module.split("."))).with_suffix(".py").exists()
         assert config_fields(stage.script), f"the fields of {stage.script} cannot be read from its source"
-    steps = load_toml(path).get("base_train", {})
-    rows = {**load_toml(path)["all"], **steps}["device_batch_size"]
-    assert steps["total_batch_size"] % (rows * steps["max_seq_len"]) == 0
+    for nproc in (1, 2, 4, 8):
+        check_sizes(path, stages, nproc)
+
+
+def test_sizes_that_ranks_cannot_share_are_refused_before_the_first_stage(tmp_path):
+    def refused(nproc: int, old: str = "", new: str = "") -> str:
+        text = (ROOT / "runs" / "pocket.toml").read_text(encoding="utf-8")
+        assert old in text
+        (tmp_path / "x.toml").write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(UserError) as e:
+            check_sizes(tmp_path / "x.toml", load_preset(tmp_path / "x.toml")[1], nproc)
+        return str(e.value)
+
+    assert "x.toml: base_train: --total_batch_size=4096 is not a multiple of" in refused(3)
+    assert "base_train: --total_batch_size=5000" in refused(2, '"base_train"', '"base_train --total-batch-size 5000"')
+    assert "--deterministic needs a" in refused(2, '"chat_sft"', '"chat_sft --deterministic --device_batch_size=auto"')
+    stages = {stage.name: stage for stage in load_preset(ROOT / "runs" / "d20.toml")[1]}
+    found = [setting(stages["chat_sft"], name) for name in ("device_batch_size", "data", "total_batch_size", "nothing")]
+    assert found == [4, "hub", 65536, None]  # its table, [all], its own default
+    assert setting(stages["mid_train"], "grad_clip") == 1.0  # a default of the class below
 
 
 # --------------------------------------------------------------------------- the shell scripts

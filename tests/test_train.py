@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,18 +15,22 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import nanochat.train
 from nanochat.checkpoint_manager import find_last_step, load_checkpoint, load_meta, saved_steps
 from nanochat.common import UserError, measure_matmul_flops
 from nanochat.dataloader import Batch
 from nanochat.run import MetricsLog, lock_run, read_metrics
 from nanochat.train import (
+    MAX_SKIPS,
     Every,
     StageConfig,
     StepLog,
     TrainState,
     document_loss,
+    matmul_rates,
     run_training,
     train,
+    validation,
 )
 from nanochat.train_step import clip_factor
 from scripts import base_train
@@ -151,6 +156,24 @@ def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(tokenizer, cap
               TrainState(), num_iterations=100, rows=8, loss_fn=spoiling(tokenizer, "loss"), hooks=[])
 
 
+def test_bad_steps_here_and_there_are_no_reason_to_stop(tokenizer):
+    """More than MAX_SKIPS of them, but never two in a row."""
+    model, state = small_model(tokenizer), TrainState()
+    plain = document_loss(tokenizer.get_bos_token_id())
+
+    def batches() -> Iterator[Batch]:
+        for i in range(50):
+            (batch,) = random_batches(2, 2, tokenizer.get_vocab_size(), seed=i)
+            yield Batch(batch.inputs, batch.targets, {"i": i})
+
+    def every_other(model, batch):
+        return plain(model, batch) * (float("nan") if state.step % 2 else 1.0)
+
+    assert train(model, model.setup_optimizers(), batches(), StageConfig(nonfinite="skip"), state, num_iterations=50,
+                 rows=2, loss_fn=every_other, hooks=[])
+    assert state.skipped == 25 > MAX_SKIPS
+
+
 def weights(model) -> dict[str, torch.Tensor]:
     return copy.deepcopy(model.state_dict())
 
@@ -200,6 +223,7 @@ def test_running_out_of_memory_is_one_line_with_the_phase_and_a_remedy(tokenizer
     for loss_fn, rows, words in ((forward, 4, "in the forward pass, with --device_batch_size=4 (rows of 16 tokens)"),
                                  (backward, 8, "in the backward pass, with --device_batch_size=8"),
                                  (backward, 8, "try --device_batch_size=4 or auto"),
+                                 (forward, 3, "try --device_batch_size=2 or auto"),
                                  (forward, 1, "a smaller --depth or --max_seq_len")):
         with pytest.raises(UserError) as e:
             train(model, model.setup_optimizers(), iter(random_batches(8, 8, 320)), StageConfig(), TrainState(),
@@ -275,6 +299,65 @@ def test_an_evaluation_that_fails_costs_no_training(tokenizer, tmp_path):  # tra
     assert fit(tokenizer, tmp_path / "run", 3, resume=True, hooks=hooks)["steps"] == 3 and seen == [3]
 
 
+def test_what_the_closing_evaluation_of_a_resume_meets_is_caught_like_any_other(tokenizer, tmp_path):
+    """Memory that runs out gets its line; a signal is answered by a save, not by the end of the process."""
+    fit(tokenizer, tmp_path / "run", 3)
+
+    def fail(state: TrainState) -> None:
+        raise MemoryError
+
+    with pytest.raises(UserError, match="out of memory in an evaluation"):
+        fit(tokenizer, tmp_path / "run", 3, resume=True, hooks=[Every(0, fail)])
+    with pytest.raises(KeyboardInterrupt):
+        fit(tokenizer, tmp_path / "run", 9, resume=True, save_every=0,
+            hooks=[Every(3, lambda state: os.kill(os.getpid(), signal.SIGINT))])  # due at 3, which was saved before
+    assert find_last_step(tmp_path / "run") == 4
+
+
+def test_a_validation_without_text_is_a_gap_and_no_obstacle_to_saving(tokenizer, tmp_path):
+    """Not infinity: JSON has no word for it, and the next save would fail."""
+
+    class NoRows:
+        T, B, rows, rank = 16, 4, 4, 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __next__(self):
+            raise StopIteration
+
+    hook = validation(small_model(tokenizer), NoRows, tokenizer, 100)
+    result = fit(tokenizer, tmp_path / "run", 2, save_every=1, hooks=[Every(1, hook)])
+    assert result["val_bpb"] is None and result["val_curve"] == {"step": [1, 2], "bpb": [None, None]}
+    assert load_meta(tmp_path / "run", 2)["state"]["evaluations"] == [{"step": 1, "bpb": None}]
+
+
+UNDER_A_TERMINAL = """
+import sys, time
+from nanochat.run import StopSignals
+with StopSignals() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("the step is finished", flush=True)
+open(sys.argv[1], "w", encoding="utf-8").write("saved")
+"""
+
+
+def test_a_closed_terminal_is_a_reason_to_save(tmp_path):
+    """A real terminal goes away: SIGHUP comes, and what is printed after it must not be the end."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", UNDER_A_TERMINAL, str(tmp_path / "file")])
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0 and (tmp_path / "file").read_text(encoding="utf-8") == "saved"
+
+
 def test_utilisation_is_against_the_rate_measured_here_and_the_peak_of_this_device(tmp_path):  # trap: mfu-constant
     def log(measured: float, published: float | None) -> StepLog:
         return StepLog(1, 10, 6_000, measured, published, MetricsLog(tmp_path / "log.jsonl", 0))
@@ -282,6 +365,17 @@ def test_utilisation_is_against_the_rate_measured_here_and_the_peak_of_this_devi
     assert log(12e6, None).share(1_000) == 0.5 and log(24e6, None).share(1_000) == 0.25
     assert log(12e6, 60e6).mfu(1_000) == 0.1 and log(12e6, None).mfu(1_000) is None  # unknown: blank, not guessed
     assert measure_matmul_flops(torch.device("cpu"), torch.float32, seconds=0.01) > 1e8
+
+
+def test_utilisation_is_against_the_devices_of_all_ranks_together(monkeypatch):
+    """An H100 on each of two ranks, one measured at 1 TFLOP/s and one at 3."""
+    monkeypatch.setattr(nanochat.train, "measure_matmul_flops", lambda device, dtype: 1e12)
+    monkeypatch.setattr(nanochat.train, "peak_flops", lambda device, dtype: 989.4e12)
+    assert matmul_rates(torch.device("cpu"), torch.float32) == pytest.approx((1e12, 989.4e12))
+    monkeypatch.setattr(nanochat.train, "gather", lambda mine: torch.stack([mine, 3 * mine]))
+    assert matmul_rates(torch.device("cpu"), torch.float32) == pytest.approx((4e12, 2 * 989.4e12))
+    monkeypatch.setattr(nanochat.train, "peak_flops", lambda device, dtype: None)
+    assert matmul_rates(torch.device("cpu"), torch.float32)[1] is None
 
 
 def test_the_log_averages_over_steps_and_leaves_out_those_without_a_loss(tmp_path, capsys):
@@ -368,6 +462,8 @@ def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(UserError, match=f"--{next(iter(bad))}=.* is impossible"):
         Small(**bad)
     Small(log_every=0)  # only the first and the last line
+    with pytest.raises(UserError, match="--weight_decay=nan is impossible"):
+        Small(weight_decay=float("nan"))
 
 
 def test_metrics_log_drops_what_lies_after_the_resumed_step(tmp_path):
