@@ -176,3 +176,9 @@ def test_only_a_closed_connection_is_another_ranks_fault(monkeypatch):
 @dataclass
 class Nothing:
     """A command without settings."""
+
+
+def test_the_c_library_keeps_freed_memory_where_it_can():
+    import platform
+
+    assert common.keep_freed_memory() == (sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
