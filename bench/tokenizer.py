@@ -60,7 +60,7 @@ class Config:
     """Measure tokenizer training and encoding against rustbpe 0.1.0, tokenizers and tiktoken."""
 
     data: str = ""
-    """pocket, hub, or a folder. Default: the corpus of $NANOCHAT_TEST_DATA where that is set, else pocket."""
+    """pocket, fineweb-edu:N, or a folder. Default: the corpus of $NANOCHAT_TEST_DATA where that is set, else pocket."""
     megabytes: float = 100
     """Text to train on and to encode."""
     vocab_sizes: tuple[int, ...] = (32768, 65536)

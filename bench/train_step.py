@@ -114,7 +114,7 @@ class Config:
     curve_steps: int = 200
     """Steps of the loss curve, a micro-batch each (0: no curve)."""
     data: str = ""
-    """Text of the curve: pocket, hub, or a folder. Default: the corpus of $NANOCHAT_TEST_DATA, else pocket."""
+    """Text of the curve: pocket, fineweb-edu, or a folder. Default: the corpus of $NANOCHAT_TEST_DATA, else pocket."""
     device_type: str = ""
     """cpu, cuda or mps (default: the best there is)."""
 

@@ -12,6 +12,7 @@ import random
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -86,6 +87,66 @@ def sha256_file(path: str | Path) -> str:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+DOWNLOAD_ATTEMPTS, DOWNLOAD_PAUSE = 5, 1.0  # the pause (seconds) doubles after each failure
+
+
+def download_file_with_lock(url: str, filename: str, *, sha256: str = "") -> Path:
+    """Fetch `url` (http, https) into the base directory as `filename`, once; its path. (Hub repositories: `hub.py`.)
+
+    Of several processes one downloads and the others wait for it. The file appears whole or not at all; with `sha256`
+    (hex) only with that content, and a file that is there already is checked too. `HF_HUB_OFFLINE` and
+    `HF_HUB_DOWNLOAD_TIMEOUT` hold here as for the hub. Raises UserError when no attempt brought it.
+    """
+    from filelock import FileLock
+
+    path = get_base_dir() / filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_file() and (not sha256 or sha256_file(path) == sha256.lower()):
+            return path
+        for attempt in range(DOWNLOAD_ATTEMPTS):
+            if attempt:
+                time.sleep(DOWNLOAD_PAUSE * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1))
+            problem, final = _download_once(url, part)
+            if not problem and sha256 and sha256_file(part) != sha256.lower():
+                problem = "its SHA-256 is not the one asked for"
+            if not problem:
+                os.replace(part, path)
+                fsync_dir(path.parent)
+                return path
+            part.unlink(missing_ok=True)
+            if final:
+                break
+    raise UserError(f"could not download {url}: {problem} (check the address and the network, or put the file "
+                    f"at {path} yourself)")
+
+
+def _download_once(url: str, part: Path) -> tuple[str, bool]:
+    """One request, into `part`. `("", False)`, or what went wrong and whether it will go wrong again."""
+    import httpx2
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        with get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+            if answer.status_code != 200:
+                passing = answer.status_code in (408, 425, 429) or answer.status_code >= 500
+                return f"HTTP {answer.status_code}", not passing
+            with open(part, "wb") as out:
+                for block in answer.iter_bytes():
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set", True
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as e:
+        return str(e), True
+    except httpx2.HTTPError as e:  # also a body that ends before its Content-Length
+        return str(e) or type(e).__name__, False
+    return "", False
 
 
 # --------------------------------------------------------------------------- ranks and printing
@@ -330,8 +391,6 @@ def compile_problem(device_type: str) -> str | None:
 
 def measure_matmul_flops(device, dtype, seconds: float = 0.3) -> float:
     """FLOP/s of a large matrix product, measured here and now: the yardstick that utilisation is quoted against."""
-    import time
-
     import torch
 
     n = 8192 if device.type == "cuda" else 2048

@@ -5,6 +5,8 @@
     jsonl     one document a line, from its "text"
     parquet   one document a row, from its column `text`
 
+A row group's `text` is also known by its bytes in the file (`text_chunks`): their CRC-32 tells rot from text.
+
 `dataset.py` uses it; there is nothing to run here. Not covered: encodings other than UTF-8, compressed text files.
 """
 
@@ -16,7 +18,9 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +33,16 @@ FORMATS = ".txt, .md, .jsonl, .parquet"
 CHUNK_CHARS = 32768
 GROUP_ROWS, GROUP_CHARS = 1024, 1 << 20  # a row group of a converted shard ends at whichever comes first
 SHARD_CHARS = 128 << 20
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """The `text` of one row group: `rows` documents, `bytes` of text, and where it lies in the file (compressed)."""
+
+    rows: int
+    bytes: int
+    offset: int
+    length: int
 
 
 def document_hash(text: str) -> str:
@@ -99,7 +113,7 @@ def _jsonl_documents(path: Path) -> Iterator[str]:
 def open_parquet(path: Path) -> tuple[pq.FileMetaData, int]:
     """The footer of a parquet file and the index of its `text` column; a `UserError` says what is wrong with either."""
     try:
-        with pq.ParquetFile(path) as f:
+        with _open(path) as source, pq.ParquetFile(source) as f:
             metadata, schema = f.metadata, f.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as e:
         raise _broken(path, e) from e
@@ -113,12 +127,35 @@ def open_parquet(path: Path) -> tuple[pq.FileMetaData, int]:
     return metadata, columns.index("text")
 
 
-def row_group_texts(path: Path, row_group: int) -> list[str]:
-    """The documents of one row group, null and empty ones left out."""
+def text_chunks(metadata: pq.FileMetaData, column: int) -> list[TextChunk]:
+    """Where the text of each row group lies, from what `open_parquet` returns."""
+    chunks = []
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        chunk = group.column(column)
+        start = chunk.data_page_offset
+        if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < start:
+            start = chunk.dictionary_page_offset  # the dictionary stands before the pages that use it
+        chunks.append(TextChunk(group.num_rows, chunk.total_uncompressed_size, start, chunk.total_compressed_size))
+    return chunks
+
+
+def row_group_texts(path: Path, row_group: int, crc32: int | None = None) -> list[str]:
+    """The documents of one row group, null and empty ones left out.
+
+    With `crc32` the bytes of the column are compared with it before they are decoded: bytes that have changed since
+    it was taken are a `UserError`, never text.
+    """
     try:
-        with pq.ParquetFile(path) as f:
+        with _open(path) as source, pq.ParquetFile(source) as f:  # one open file: what is checked is read
+            if crc32 is not None:
+                names = [f.metadata.schema.column(i).path for i in range(f.metadata.num_columns)]
+                chunk = text_chunks(f.metadata, names.index("text"))[row_group]
+                if zlib.crc32(source.read_at(chunk.length, chunk.offset)) != crc32:
+                    raise UserError(f"{path}: row group {row_group} has changed since the file was checked (its CRC-32 "
+                                    "differs): put the right file back, and look after the disk")
             column = f.read_row_group(row_group, columns=["text"]).column("text")
-    except (pa.ArrowException, OSError, ValueError) as e:
+    except (pa.ArrowException, OSError, ValueError, IndexError) as e:
         raise _broken(path, e) from e
     try:
         return [text for text in column.to_pylist() if text]
@@ -138,6 +175,10 @@ def _parquet_documents(path: Path) -> Iterator[str]:
         yield from row_group_texts(path, row_group)
 
 
+def _open(path: Path) -> pa.OSFile:
+    return pa.OSFile(os.fsencode(path))  # as bytes: pyarrow cannot take a name that is not UTF-8 as text
+
+
 def _broken(path: Path, e: Exception) -> UserError:
     reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip(". ")
     return UserError(f"{path}: not a readable parquet file ({reason}): replace or remove it")
@@ -146,11 +187,16 @@ def _broken(path: Path, e: Exception) -> UserError:
 # --------------------------------------------------------------------------- writing
 
 
-def write_shards(folder: Path, documents: Iterable[str], pinned: set[str]) -> None:
-    """`train-*.parquet` and `val-*.parquet` in `folder`: a document whose hash is pinned is validation text, once."""
+def write_shards(folder: Path, documents: Iterable[str], pinned: set[str], validation: Iterable[str] = ()) -> None:
+    """`train-*.parquet` and `val-*.parquet` in `folder`.
+
+    A document whose hash is pinned is validation text, once; so are all of `validation`, whatever their hashes.
+    """
     train, val = _ShardWriter(folder, "train"), _ShardWriter(folder, "val")
     seen: set[str] = set()
     try:
+        for text in validation:
+            val.add(text)
         for text in documents:
             key = document_hash(text) if pinned else ""
             if key not in pinned:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from nanochat.checkpoint_manager import checkpoint_root, find_model, load_meta, load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
-from nanochat.dataloader import Batch, Loader, conversation_loader
+from nanochat.dataloader import Batch, Loader, conversation_loader, rows_of_epoch
 from nanochat.ranks import on_rank0
 from nanochat.report import get_report
 from nanochat.train import Every, StageConfig, check_sizes, make_optimizer, rows_of, run_training, validation
@@ -65,16 +65,10 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
         return conversation_loader(val_task, tokenizer, rows.micro, T, device=device, seed=config.seed, epochs=1,
                                    **ranks)
 
-    def packed_rows() -> int:
-        """Rows of an epoch, by packing it: rows hold whole conversations, so lengths alone do not tell."""
-        with conversation_loader(train_task, tokenizer, 256, T, device="cpu", seed=config.seed, epochs=1) as loader:
-            for _ in loader:
-                pass
-            return loader.counts["positions"] // T
-
     iterations = config.num_iterations
     if iterations < 1:
-        iterations = max(1, on_rank0(packed_rows) * T * config.num_epochs // config.total_batch_size)
+        packed = on_rank0(lambda: rows_of_epoch(train_task, tokenizer, T, seed=config.seed))
+        iterations = max(1, packed * T * config.num_epochs // config.total_batch_size)
     validate = validation(model, val_loader, tokenizer, config.eval_tokens)
     tag = config.model_tag or meta["parent"]["model_tag"]
     result = run_training(model=model, tokenizer=tokenizer, optimizer=optimizer, make_batches=batches, config=config,
@@ -83,7 +77,8 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
     # what became of the conversations, over all epochs begun: a person's own may be too long or malformed
     seen = loaders[-1].counts
     counts = {"packed": seen.get("documents", 0)} | {k: seen.get(k, 0) for k in ("truncated", "skipped", "malformed")}
-    said = ", ".join(f"{n:,} {name}" for name, n in counts.items())
-    print0(f"conversations: {said}; {loaders[-1].utilisation:.1%} of positions used")
+    print0(f"conversations: {counts['packed']:,} packed ({counts['truncated']:,} of them cut after an answer that "
+           f"fits), {counts['skipped']:,} skipped (no answer fits), {counts['malformed']:,} malformed; "
+           f"{loaders[-1].utilisation:.1%} of positions used")
     get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **counts,
                              "utilisation": loaders[-1].utilisation, **result})

@@ -7,7 +7,7 @@ source, two renderings, and nobody parses Markdown. What is not known stays blan
 Keys of a stage's data that the card understands (all optional; other scalars are listed as they are):
     config   dict       the resolved configuration
     seconds  float      wall time as the stage measured it (the speedrun's own measure wins)
-    data     str        "pocket", "hub" or a folder (or config["data"]): "pocket" is shown beside every figure
+    data     str        the source's name, or a folder (or config["data"]): "pocket" is shown beside every figure
     metrics  dict       {task: {"accuracy": 0.91, "n": 200, "ci95": [0.86, 0.94]}}
     *curve   dict       {"step": [0, 10], "loss": [6.9, 5.1], ...}: one line a series over "step"; None is a gap
     *bars    dict       {"groups": ["English", "code"], "series": {"ours": [4.1, 3.2], "GPT-2": [4.3, None]}}: a picture

@@ -59,7 +59,7 @@ class StageConfig:
     """The settings that every gradient stage has; a stage's `Config` adds its own and changes defaults."""
 
     data: str = "pocket"
-    """Where data comes from: pocket, hub, or a folder of your own."""
+    """Where data comes from: pocket, fineweb-edu:N, hub:OWNER/NAME:N, or a folder of your own."""
     num_iterations: int = -1
     """Optimizer steps (-1: the stage decides)."""
     device_batch_size: int | Literal["auto"] = 32

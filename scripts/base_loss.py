@@ -28,7 +28,7 @@ class Config:
     """Measure a base model."""
 
     data: str = "pocket"
-    """Where text comes from: pocket, hub, or a folder of your own."""
+    """Where text comes from: pocket, fineweb-edu:N, hub:OWNER/NAME:N, or a folder of your own."""
     split_tokens: int = 1_000_000
     """Tokens of each split to measure on at most."""
     device_batch_size: int | Literal["auto"] = 32

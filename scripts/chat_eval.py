@@ -17,6 +17,7 @@ from typing import Literal
 from nanochat import configurator
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, check_at_least, compute_init, print0, resolve_dtype
+from nanochat.dataset import on_hub
 from nanochat.engine import Engine
 from nanochat.report import get_report
 from nanochat.task_eval import EvalResult, run_categorical_eval, run_chat_eval, run_generative_eval
@@ -38,7 +39,7 @@ class Config:
     tasks: tuple[str, ...] = ()
     """names of tasks, or .jsonl files with an "answer" in each line; empty: those that go with the data"""
     data: str = "pocket"
-    """where the tasks come from: "pocket" (generated), "hub" (downloaded) or a folder"""
+    """where the tasks come from: "pocket" (generated), a hub source such as "fineweb-edu" (downloaded) or a folder"""
     max_problems: int = -1
     """at most so many problems a task, evenly spaced; -1: all"""
     batch_size: int = 32
@@ -99,7 +100,7 @@ def main(config: Config) -> None:
 
 def source_label(task: Task, data: str) -> dict[str, str]:
     """`{"data": "pocket"}` for what the hub has no set for and comes from the pocket world, else nothing."""
-    return {"data": "pocket"} if data == "hub" and not task.on_hub else {}
+    return {"data": "pocket"} if on_hub(data) and not task.published else {}
 
 
 def metric_name(task: str) -> str:

@@ -62,7 +62,7 @@ class Config:
     """Measure the tokenizer's compression."""
 
     data: str = "pocket"
-    """Where the validation text comes from: pocket, hub, or a folder."""
+    """Where the validation text comes from: pocket, fineweb-edu, hub:OWNER/NAME, or a folder."""
     max_chars: int = 1_000_000
     """Characters of validation text to measure on at most."""
 

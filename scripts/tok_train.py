@@ -33,7 +33,7 @@ class Config:
     """Train the tokenizer."""
 
     data: str = "pocket"
-    """Where text comes from: pocket, hub, or a folder (txt, md, jsonl, parquet)."""
+    """Where text comes from: pocket, fineweb-edu:N, hub:OWNER/NAME:N, or a folder (txt, md, jsonl, parquet)."""
     max_chars: int = 2_000_000_000
     """Characters to train on at most."""
     doc_cap: int = 10_000

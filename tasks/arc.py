@@ -7,10 +7,12 @@ A row of `arc/arc_{easy,challenge}_{train,validation,test}.jsonl` (some are labe
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from nanochat.common import UserError
-from tasks.common import LETTERS, BadRow, Conversation, MultipleChoice, fields, task_rows
+from tasks.common import LETTERS, Conversation, MultipleChoice
+from tasks.rows import BadRow, fields, task_rows
 
 FILES = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge"}
 
@@ -18,7 +20,7 @@ FILES = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge"}
 class ARC(MultipleChoice):
     """`ARC("ARC-Easy", "test")`. The pocket world asks about itself in this schema (there it is called world_mc)."""
 
-    on_hub = True
+    published = True
 
     def __init__(self, subset: str = "ARC-Easy", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
@@ -46,5 +48,6 @@ def _check(row: Any) -> None:
         raise BadRow('"choices" needs "text" and "label", two lists of the same length, at least 2')
     if len(text) > len(LETTERS) or not all(isinstance(t, str) for t in text):
         raise BadRow(f'"choices" must be 2 to {len(LETTERS)} strings')
-    if row["answerKey"] not in label:
-        raise BadRow(f'"answerKey" is {row["answerKey"]!r}, which is none of the labels {label}')
+    if label.count(row["answerKey"]) != 1:
+        key = reprlib.repr(row["answerKey"])
+        raise BadRow(f'"answerKey" is {key}, which must be one of the labels, once: {reprlib.repr(label)}')

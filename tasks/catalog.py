@@ -1,7 +1,9 @@
 """Every task by name: for the command line of training and evaluation.
 
     python -m tasks.catalog                        the names
-    python -m tasks.catalog gsm8k                  size and a first row; also checks a file: my.jsonl
+    python -m tasks.catalog gsm8k mmlu             size and a first row of each
+    python -m tasks.catalog my.jsonl               the same; every line is checked
+    python -m tasks.catalog gsm8k --data=FOLDER --split=test
 """
 
 from __future__ import annotations
@@ -9,15 +11,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import tyro
+
+from nanochat import configurator
 from nanochat.common import UserError
 from tasks.arc import ARC
-from tasks.common import Task, TaskMixture, task_dir
+from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.documents import Documents
 from tasks.gsm8k import GSM8K
 from tasks.mmlu import MMLU
+from tasks.rows import task_dir
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 
@@ -82,23 +89,29 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
     return TaskMixture(tasks, seed=seed)
 
 
-def main(name: str = "", data: str = "pocket", split: str = "train") -> None:
-    """List the tasks, or show how many rows one has and the first of them."""
-    if not name:
+@dataclass
+class Config:
+    """List the tasks, or show how many rows some have and the first of each."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """tasks or .jsonl files; none: list the tasks"""
+    data: str = "pocket"
+    """where the rows come from: "pocket" (generated), a hub source such as "fineweb-edu" (downloaded) or a folder"""
+    split: str = "train"
+    """train or test; some tasks have others"""
+
+
+def main(config: Config) -> None:
+    if not config.names:
         print("\n".join(TASKS))
-        return
-    task = make_task(name, data, split)
-    print(f"{name}: {len(task):,} rows ({task.eval_type or 'training only'})")
-    for message in task[0].get("messages", []):
-        print(f"  {message['role']}: {message['content']}")
-    if "text" in task[0]:
-        print(f"  {task[0]['text']}")
+    for name in config.names:
+        task = make_task(name, config.data, config.split)
+        print(f"{name}: {len(task):,} rows ({task.eval_type or 'training only'})")
+        row = task[0]
+        lines = [f"{message['role']}: {message['content']}" for message in row.get("messages", [])] or [row["text"]]
+        for line in lines:
+            print("  " + line.encode("utf-8", "backslashreplace").decode())  # JSON may hold half of a character
 
 
 if __name__ == "__main__":
-    import sys
-
-    try:
-        main(*sys.argv[1:4])
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    configurator.main(main, Config)

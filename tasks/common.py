@@ -1,8 +1,8 @@
-"""What all tasks share: slicing, mixing, the multiple-choice prompt, and where task data comes from.
+"""What all tasks share: slicing, mixing, the multiple-choice prompt, what a conversation to learn from must be.
 
 A task is a list of conversations that can also grade an answer. Training mixes tasks (`TaskMixture`), evaluation asks
 one at a time (`nanochat/task_eval.py`). Data comes from one setting, `data`: "pocket" (generated here), a folder of
-one's own in the same layout, or "hub" (the published sets through huggingface_hub).
+one's own in the same layout, or a hub source such as "fineweb-edu" (the published sets): see `tasks/rows.py`.
 
 A row, as every task hands it out:
     {"messages": [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2"}]}
@@ -12,23 +12,17 @@ Look at one: `python -m tasks.catalog gsm8k`.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.dataset import data_dir
+from nanochat.conversation import rendering
+from tasks.rows import BadRow
 
-Row = dict[str, Any]
 Conversation = dict[str, Any]
 
 LETTERS = "ABCDEFGHIJ"
-
-
-class BadRow(ValueError):
-    """A row of a task file that cannot be used, and why; `load_jsonl` adds the file and the line."""
 
 
 # --------------------------------------------------------------------------- tasks
@@ -41,7 +35,7 @@ class Task:
     Subclasses give `num_examples()`, `get_example(i)` and, where they can be graded, `eval_type` and `evaluate()`.
     """
 
-    on_hub = False  # whether `data="hub"` has a published set for it; else its rows come from the pocket world
+    published = False  # whether the hub has a set for it; else its rows come from the pocket world when data is there
     eval_type: str | None = None  # "generative": write an answer; "categorical": choose a letter; None: training only
 
     def __init__(self, start: int = 0, stop: int | None = None, step: int = 1) -> None:
@@ -73,6 +67,14 @@ class Task:
     def __iter__(self) -> Iterator[Conversation]:
         return (self[i] for i in range(len(self)))
 
+    def where(self, index: int) -> str:
+        """Which row example `index` is, for messages: `"GSM8K 17"` (before slicing); a mixture names its task's row."""
+        return self.name_of(self._indices()[index])
+
+    def name_of(self, index: int) -> str:
+        """The same of example `index` of the unsliced task."""
+        return f"{type(self).__name__} {index}"
+
 
 class TaskMixture(Task):
     """All examples of all tasks in one fixed shuffled order. A task listed twice counts twice.
@@ -93,6 +95,10 @@ class TaskMixture(Task):
         task, local = self.index_map[index]
         return self.tasks[task][local]
 
+    def name_of(self, index: int) -> str:
+        task, local = self.index_map[index]
+        return self.tasks[task].where(local)
+
 
 class TaskSequence(Task):
     """The tasks one after the other, each in its own order: a curriculum."""
@@ -106,9 +112,18 @@ class TaskSequence(Task):
         return sum(self.lengths)
 
     def get_example(self, index: int) -> Conversation:
+        task, local = self._find(index)
+        return task[local]
+
+    def name_of(self, index: int) -> str:
+        task, local = self._find(index)
+        return task.where(local)
+
+    def _find(self, index: int) -> tuple[Task, int]:
+        """The task that holds example `index`, and its index there."""
         for task, length in zip(self.tasks, self.lengths):
             if index < length:
-                return task[index]
+                return task, index
             index -= length
         raise IndexError(index)
 
@@ -160,156 +175,20 @@ class MultipleChoice(Task):
 
 
 def check_conversation(row: Any) -> None:
-    """Raise BadRow saying what is wrong, unless `row["messages"]` is an optional system message, then user and
-    assistant in turn, ending with the assistant, every content non-empty."""
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise BadRow('needs a non-empty list "messages"')
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise BadRow(f'message {i + 1} must be an object with "role" and "content"')
-        _check_content(message["role"], message["content"], f"message {i + 1}")
-    roles = [m["role"] for m in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    first = len(roles) - len(turns) + 1
-    for i, role in enumerate(turns):
-        want = ("user", "assistant")[i % 2]
-        if role != want:
-            raise BadRow(f"message {first + i} has the role {role!r} where {want!r} must come "
-                         "(a system message may only come first, then user and assistant take turns)")
-    if len(turns) == 0 or len(turns) % 2 == 1:
-        raise BadRow("the conversation must end with an assistant message")
+    """Raise BadRow saying what is wrong, unless one can train on `row`.
 
-
-def _check_content(role: Any, content: Any, where: str) -> None:
-    """Text for everyone; the assistant may also hand in a list of parts (text, python, python_output)."""
-    if role == "assistant" and isinstance(content, list):
-        kinds = ("text", "python", "python_output")
-        for part in content:
-            if not isinstance(part, dict) or part.get("type") not in kinds or not isinstance(part.get("text"), str):
-                raise BadRow(f'{where}: a part must be {{"type": {" | ".join(kinds)}, "text": string}}')
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise BadRow(f"{where}: content must be a string, not {type(content).__name__}")
-    if not content.strip():
-        raise BadRow(f"{where}: content is empty")
-
-
-# --------------------------------------------------------------------------- where the rows come from
-
-
-def fields(**types: type) -> Callable[[Any], None]:
-    """A checker for `load_jsonl`: `fields(question=str, answer=int)` wants exactly these types under these keys."""
-
-    def check(row: Any) -> None:
-        if not isinstance(row, dict):
-            raise BadRow(f"must be a JSON object, not {type(row).__name__}")
-        for key, kind in types.items():
-            if not isinstance(row.get(key), kind):
-                raise BadRow(f'needs "{key}" of type {kind.__name__}')
-
-    return check
-
-
-def load_jsonl(path: str | Path, check: Callable[[Any], None] | None = None) -> list[Any]:
-    """The rows of a JSON Lines file; blank lines are skipped. Whatever is wrong with a line names file and line.
-
-    Lines end at b"\\n" only: JSON strings may hold U+2028 and other things that `str.splitlines` breaks at.
+    What a conversation is stands in `nanochat/conversation.py`; beyond that, one to learn from ends with the assistant
+    and has no blank message.
     """
-    path = Path(path)
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in path.parent.glob("*.jsonl"))) or "nothing of the kind"
-        raise UserError(f"{path} is missing (the folder has: {found}): put it there, or choose another --data or split")
-    rows = []
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if check is not None:
-                    check(row)
-            except UnicodeDecodeError as e:  # a ValueError too, so it must come first
-                raise UserError(f"{path}:{number}: byte {e.start} is not UTF-8: save the file as UTF-8") from e
-            except (ValueError, RecursionError) as e:
-                raise UserError(f"{path}:{number}: {e}: mend or remove this line") from e
-            rows.append(row)
-    if not rows:
-        raise UserError(f"{path} has no rows: write at least one, or choose another file")
-    return rows
-
-
-def task_rows(
-    data: str,
-    part: str,
-    check: Callable[[Any], None] | None = None,
-    hub: tuple[str, str] | None = None,
-) -> Sequence[Row]:
-    """The rows of one split of one set, in a fixed shuffled order, so that any slice is a fair sample.
-
-    (MMLU stands sorted by subject: its first 200 rows are algebra and anatomy.) `part` is the file inside the data
-    folder, `hub` the dataset repository and the prefix of its parquet files:
-    `task_rows("hub", "gsm8k/test.jsonl", hub=("openai/gsm8k", "main/test-"))`.
-    """
-    if data == "hub" and hub is not None:
-        rows: Sequence[Row] = hub_rows(*hub)
-    else:
-        rows = load_jsonl(task_dir(data) / part, check)
-    return Shuffled(rows)
-
-
-def task_dir(data: str) -> Path:
-    """The folder of task files. What the hub has no set for (identity, word list, …) comes from the pocket world."""
-    return data_dir("pocket" if data == "hub" else data)
-
-
-def hub_rows(repo: str, prefix: str) -> Sequence[Row]:
-    """The rows of a published dataset: its parquet files under `prefix`, fetched once into the hub's own cache."""
-    from huggingface_hub import HfApi, hf_hub_download  # only here: everything else works without network
-
+    if not isinstance(row, dict) or "messages" not in row:
+        raise BadRow('needs "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]')
     try:
-        every = sorted(HfApi().list_repo_files(repo, repo_type="dataset"))
-        names = [name for name in every if name.startswith(prefix) and name.endswith(".parquet")]
-        paths = [hf_hub_download(repo, name, repo_type="dataset") for name in names]
-    except Exception as e:  # the hub client raises its own, requests', httpx' and OS errors
-        raise UserError(f"cannot fetch {repo} from the hub ({type(e).__name__}): check the network and HF_ENDPOINT, "
-                        "or use --data=pocket or --data=FOLDER") from e
-    if not paths:
-        raise UserError(f"{repo} has no parquet file named {prefix}*: choose another split, or --data=FOLDER")
-    return ParquetRows(paths)
-
-
-class ParquetRows(Sequence[Row]):
-    """Parquet files as one list of row dicts, kept in Arrow memory (half a million dicts would take many GB)."""
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            self.table = pyarrow.concat_tables([pyarrow.parquet.read_table(path) for path in paths])
-        except (pyarrow.ArrowException, OSError) as e:
-            raise UserError(f"{paths[0]}: not a readable parquet file: remove it so that it is fetched again") from e
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, index):
-        row = self.table.slice(range(len(self))[index], 1).to_pylist()[0]
-        # MMLU's auxiliary_train keeps each row inside one more struct column, called "train"
-        return row["train"] if set(row) == {"train"} else row
-
-
-class Shuffled(Sequence[Row]):
-    """The same rows in an order that depends on nothing but their number."""
-
-    def __init__(self, rows: Sequence[Row], seed: int = 42) -> None:
-        self.rows = rows
-        self.order = list(range(len(rows)))
-        random.Random(seed).shuffle(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index):
-        return self.rows[self.order[index]]
+        rendering(row)
+    except UserError as e:
+        raise BadRow(str(e)) from e
+    if row["messages"][-1]["role"] != "assistant":
+        raise BadRow("the conversation must end with an assistant message")
+    for i, message in enumerate(row["messages"], start=1):
+        content = message["content"]
+        if not (content if isinstance(content, str) else "".join(part["text"] for part in content)).strip():
+            raise BadRow(f"message {i}: content is empty")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
-from tasks.common import BadRow, Conversation, Task, check_conversation, load_jsonl
+from tasks.common import Conversation, Task, check_conversation
+from tasks.rows import BadRow, load_jsonl
 
 # a number with its sign (a minus right after a word or digit is a dash: "3-5"), commas and decimals; or a word
 TOKEN = re.compile(r"(?<!\w)-(?=\.?\d)|\d[\d,]*(?:\.\d+)?|\.\d+|\w+")
@@ -37,6 +38,9 @@ class CustomJSON(Task):
 
     def get_example(self, index: int) -> Conversation:
         return self.rows[index]
+
+    def name_of(self, index: int) -> str:
+        return f"{self.filepath} row {index + 1}"
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether an accepted answer stands in the completion as whole words, case and punctuation aside."""

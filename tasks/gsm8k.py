@@ -12,7 +12,9 @@ from decimal import Decimal
 from typing import Any
 
 from nanochat.common import UserError
-from tasks.common import BadRow, Conversation, Task, fields, task_rows
+from nanochat.dataset import on_hub
+from tasks.common import Conversation, Task
+from tasks.rows import BadRow, fields, task_rows
 
 MARK = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
 # the look-ahead keeps "#### 1/2" and "#### 1.2.3" from passing for their first digits
@@ -22,14 +24,14 @@ FINAL = re.compile(r"####[ \t]*(-?)[ \t]*\$?[ \t]*([0-9][0-9,]*(?:\.[0-9]+)?|\.[
 class GSM8K(Task):
     """`GSM8K("main", "test")`. A calculator mark becomes a tool call that the engine answers when it runs."""
 
-    on_hub = True
+    published = True
     eval_type = "generative"
 
     def __init__(self, subset: str = "main", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
         if subset not in ("main", "socratic") or split not in ("train", "test"):
             raise UserError(f'GSM8K has no "{subset}" {split}: choose main, and train or test')
-        if subset == "socratic" and data != "hub":
+        if subset == "socratic" and not on_hub(data):
             raise UserError('GSM8K "socratic" is only on the hub: choose main')
         self.rows = task_rows(data, f"gsm8k/{split}.jsonl", _check, hub=("openai/gsm8k", f"{subset}/{split}-"))
 

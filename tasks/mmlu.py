@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from nanochat.common import UserError
-from tasks.common import LETTERS, BadRow, Conversation, MultipleChoice, fields, task_rows
+from tasks.common import LETTERS, Conversation, MultipleChoice
+from tasks.rows import BadRow, fields, task_rows
 
 SPLITS = {"auxiliary_train": "auxiliary_train", "dev": "dev", "val": "validation", "test": "test"}  # ours -> the hub's
 
@@ -17,7 +18,7 @@ SPLITS = {"auxiliary_train": "auxiliary_train", "dev": "dev", "val": "validation
 class MMLU(MultipleChoice):
     """`MMLU("all", "test")`; for training `MMLU("auxiliary_train", "train")` (the seed's way to ask for that split)."""
 
-    on_hub = True
+    published = True
 
     def __init__(self, subset: str = "all", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)

@@ -12,9 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError
-from tasks.common import Conversation, Row, Shuffled, Task, check_conversation, hub_rows, load_jsonl, task_dir
+from nanochat.common import UserError, print0
+from nanochat.dataset import on_hub
+from tasks.common import Conversation, Task, check_conversation
+from tasks.rows import Row, Shuffled, hub_rows, load_jsonl, task_dir
 
+HUB_REPO = "HuggingFaceTB/smol-smoltalk"
 TEST_NAMES = ("test", "val", "validation")
 TEST_PERCENT = 5
 
@@ -26,14 +29,14 @@ class SmolTalk(Task):
     such file 5% of the conversations are, chosen by a hash of their content: one that occurs twice is on one side.
     """
 
-    on_hub = True
+    published = True
 
     def __init__(self, split: str = "train", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
         if split not in ("train", "test"):
             raise UserError(f'SmolTalk has no split "{split}": choose train or test')
-        if data == "hub":
-            self.rows = Shuffled(hub_rows("HuggingFaceTB/smol-smoltalk", f"data/{split}-"))
+        if on_hub(data):
+            self.rows = _hub_rows(f"data/{split}-")
         else:
             self.rows = Shuffled(_folder_rows(task_dir(data) / "sft", split == "test"))
 
@@ -42,6 +45,18 @@ class SmolTalk(Task):
 
     def get_example(self, index: int) -> Conversation:
         return {"messages": self.rows[index]["messages"]}
+
+
+def _hub_rows(prefix: str) -> Shuffled:
+    """Nobody can mend a file of the hub, and one conversation more or less is no matter: bad ones are left out."""
+    rows = hub_rows(HUB_REPO, prefix)
+    bad = dict(rows.problems(check_conversation))
+    if bad:
+        first = next(iter(bad.values()))
+        if len(bad) == len(rows):
+            raise UserError(f"{first}, and so with every other row: {HUB_REPO} is no set of conversations any more")
+        print0(f"note: {len(bad):,} of {len(rows):,} conversations of {HUB_REPO} are left out; the first: {first}")
+    return Shuffled(rows, without=bad)
 
 
 def _folder_rows(folder: Path, test: bool) -> list[Row]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
-from tasks.common import Conversation, Task, task_dir
+from tasks.common import Conversation, Task
 from tasks.gsm8k import final_number
+from tasks.rows import task_dir
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 MIN_LETTERS, MAX_LETTERS = 3, 16  # a longer word's trace would not fit beside its question in a short context

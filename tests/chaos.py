@@ -1,11 +1,15 @@
-"""The splitter and the trainer against their oracles on millions of random cases; the suite runs a share of them.
+"""Random trials in large numbers; the suite runs a share of them.
 
     python -m tests.chaos splitter --strings=10_000_000 --seed=0    # minutes on two cores
     python -m tests.chaos trainer --corpora=2000 --seed=0
+    python -m tests.chaos downloads --schedules=500      # a faulty hub, killed and competing downloaders
+    python -m tests.chaos resumes --runs=200             # loaders, each resumed 10 times, by other ranks and workers
+    python -m tests.chaos conversations --conversations=10_000
 
-Both print how many cases were compared and how many differed, with the smallest failing ones, and exit with 1 if any
-did. The splitter's oracle is the regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)`
-is none of those that the hand-written splitter knows. Every 50th string also goes through Python's `regex`.
+Each prints how many trials there were and how many failed, with the smallest failing ones, and exits with 1 if any did.
+The last three are told in download_faults.py, resume_trials.py and conversation_fuzz.py. The splitter's oracle is the
+regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)` is none of those that the
+hand-written splitter knows. Every 50th string also goes through Python's `regex`.
 """
 
 from __future__ import annotations
@@ -170,28 +174,48 @@ def spread(check: Callable, cases: list, processes: int) -> Iterator[list]:
 def report(what: str, found: Iterable[str], seconds: float) -> int:
     """Print the verdict; the exit status."""
     found = list(found)
-    print(f"{what} in {seconds:.0f} s: {len(found):,} differences")
+    print(f"{what} in {seconds:.0f} s: {len(found):,} failures")
     for line in found[:SHOWN]:
         print(f"  {line}")
     return 1 if found else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Random cases against the oracles.")
-    parser.add_argument("what", choices=("splitter", "trainer"))
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Random trials in large numbers.")
+    parser.add_argument("what", choices=("splitter", "trainer", "downloads", "resumes", "conversations"))
     parser.add_argument("--strings", type=int, default=10_000_000, help="random strings for the splitter")
     parser.add_argument("--corpora", type=int, default=2000, help="random corpora for the trainer")
+    parser.add_argument("--schedules", type=int, default=500, help="schedules of faults for the downloads")
+    parser.add_argument("--runs", type=int, default=200, help="random runs of the loaders")
+    parser.add_argument("--resumes", type=int, default=10, help="resumes of each run")
+    parser.add_argument("--conversations", type=int, default=10_000, help="random conversations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     begin = time.perf_counter()
+    what, found = trial(asked)
+    return report(f"{what} (seed {asked.seed})", found, time.perf_counter() - begin)
+
+
+def trial(asked: argparse.Namespace) -> tuple[str, list[str]]:
+    """What was tried, and what failed, a line each. The loaders' parts are imported here: they take torch with them."""
     if asked.what == "splitter":
         found = splitter_differences(asked.strings, asked.seed, asked.processes)
-        what = f"{asked.strings:,} strings, {len(splitter.PATTERNS)} patterns each (seed {asked.seed})"
-    else:
-        found = trainer_differences(asked.corpora, asked.seed, asked.processes)
-        what = f"{asked.corpora:,} corpora (seed {asked.seed})"
-    return report(what, found, time.perf_counter() - begin)
+        return f"{asked.strings:,} strings, {len(splitter.PATTERNS)} patterns each", found
+    if asked.what == "trainer":
+        return f"{asked.corpora:,} corpora", trainer_differences(asked.corpora, asked.seed, asked.processes)
+    if asked.what == "downloads":
+        from tests.download_faults import run_schedules
+
+        return f"{asked.schedules:,} schedules of faults", run_schedules(asked.schedules, asked.seed, asked.processes)
+    if asked.what == "resumes":
+        from tests.resume_trials import run_trials
+
+        found = run_trials(asked.runs, asked.resumes, asked.seed, asked.processes)
+        return f"{asked.runs:,} runs, {asked.resumes} resumes each", found
+    from tests.conversation_fuzz import run_fuzz
+
+    return f"{asked.conversations:,} conversations", run_fuzz(asked.conversations, asked.seed)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,17 +20,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import documents
+from nanochat import dataset, documents, hub, sources
 from nanochat.common import UserError
 from nanochat.dataset import (
+    Config,
+    chosen_data,
     corpus,
     data_dir,
+    download_single_file,
+    dry_run,
     list_parquet_files,
+    on_hub,
     parquets_iter_batched,
+    prepare,
     read_unit,
     text_iterator,
 )
-from nanochat.documents import build_once, split_long_text, write_shards
+from nanochat.documents import build_once, split_long_text
+from nanochat.sources import FINEWEB_EDU, Source, parse_source
+from tests.hub_mirror import Fault, Mirror
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,11 +61,16 @@ def write_parquet(path: Path, texts: list, group: int = 5, column: str = "text")
     return path
 
 
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    return path
+
+
 def numbered(a: int, b: int) -> list[str]:
     return [f"document number {i}" for i in range(a, b)]
 
 
-def texts_of(folder: Path, split: str) -> list[str]:
+def texts_of(folder: Path | str, split: str) -> list[str]:
     return [t for unit in corpus(folder).units(split) for t in read_unit(unit)]
 
 
@@ -89,6 +105,12 @@ def test_text_iterator_caps_documents_and_total(folder):
     texts = list(text_iterator(folder, "train", max_chars=100, doc_cap=7))
     assert texts == ["abcdefg"] * 15
     assert len(list(text_iterator(folder, "val"))) == 5
+
+
+def test_text_iterator_samples_the_whole(folder):
+    write_parquet(folder / "x.parquet", numbered(0, 200))
+    sample, whole = list(text_iterator(folder)), texts_of(folder, "train")
+    assert sorted(sample) == sorted(whole) and sample[:50] != whole[:50]
 
 
 def test_seed_names(folder):
@@ -128,6 +150,7 @@ def test_validation_never_moves_when_files_are_added(folder):  # trap: val-moves
     (folder / "0.txt").write_text("one more", encoding="utf-8")
     copies = "\n".join(json.dumps({"text": t}) for t in numbered(100, 300))
     (folder / "copies.jsonl").write_text(copies, encoding="utf-8")  # of validation documents too
+    prepare(folder)
     assert sorted(texts_of(folder, "val")) == sorted(val)
     after = texts_of(folder, "train")
     assert set(after) == train | set(numbered(300, 500)) | {"one more"} and not set(after) & set(val)
@@ -145,7 +168,7 @@ def test_the_split_is_the_same_on_another_machine(folder, tmp_path, monkeypatch)
 
 
 def test_one_shard_leaves_text_to_train_on(folder):  # trap: one-shard
-    for group in (5, 50, 100, 1000):
+    for group in (5, 50, 100, 1000):  # each time as if for the first
         write_parquet(folder / "only.parquet", numbered(0, 100 + group), group=group)
         train, val = texts_of(folder, "train"), texts_of(folder, "val")
         assert len(train) + len(val) == 100 + group and 0 < len(val) <= 20
@@ -167,12 +190,33 @@ def test_lost_validation_text_is_named(folder):
     write_parquet(folder / "x.parquet", numbered(0, 100))
     pinned = corpus(folder).val[0].path
     write_parquet(folder / "y.parquet", numbered(100, 200))
-    corpus(folder)
+    prepare(folder)
     pinned.rename(folder / "renamed.parquet")  # same content: still the validation text
+    prepare(folder)
     assert len(texts_of(folder, "val")) == 5
     (folder / "renamed.parquet").unlink()
-    with pytest.raises(UserError, match="validation text of .* is gone or changed .*x.parquet"):
+    for _ in range(2):
+        with pytest.raises(UserError, match="validation text of .* is gone or changed .*x.parquet"):
+            prepare(folder)
+    (folder / "x.parquet").write_bytes(b"PAR1 something else PAR1")
+    with pytest.raises(UserError, match="missing renamed.parquet, extra x.parquet"):
         corpus(folder)
+
+
+def test_a_lost_validation_document_is_told(folder):
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(f"text number {i}", encoding="utf-8")
+    [[lost, *others]] = [texts_of(folder, "val")]
+    (folder / f"{lost.split()[-1]}.txt").unlink()
+    with pytest.raises(UserError, match=rf"is gone or changed \(1 of {1 + len(others)} documents\).*pin a new split"):
+        prepare(folder)
+
+
+def test_a_folder_without_training_text_is_refused(folder):
+    write_jsonl(folder / "x.jsonl", numbered(0, 100))
+    write_jsonl(folder / "x.jsonl", texts_of(folder, "val"))
+    with pytest.raises(UserError, match="leaves no training text beside the validation split"):
+        prepare(folder)
 
 
 def test_conversion_happens_once_and_again_after_a_change(folder, capsys):
@@ -181,9 +225,9 @@ def test_conversion_happens_once_and_again_after_a_change(folder, capsys):
     assert corpus(folder) == first
     assert capsys.readouterr().out.count("converting") == 1
     (folder / "b.txt").write_text("more", encoding="utf-8")
-    second = corpus(folder)
+    second = prepare(folder)
     (folder / "b.txt").write_text("something else", encoding="utf-8")
-    assert len({first.fingerprint, second.fingerprint, corpus(folder).fingerprint}) == 3
+    assert len({first.fingerprint, second.fingerprint, prepare(folder).fingerprint}) == 3
     assert "something else" in texts_of(folder, "train") and "more" not in texts_of(folder, "train")
     assert capsys.readouterr().out.count("converting") == 2
 
@@ -192,13 +236,13 @@ def test_old_conversions_are_forgotten(folder):
     for i in range(5):
         lines = [json.dumps({"text": text}) for text in numbered(i * 40, i * 40 + 40)]
         (folder / f"{i}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        made = corpus(folder)
+        made = prepare(folder)
     kept = list(made.manifest.parent.glob("shards-*/"))
-    assert 1 <= len(kept) <= 2 and made.files[0].path.parent in kept
+    assert len(kept) == 2 and made.files[0].path.parent in kept  # a running loader may still read the one before
 
 
 def test_large_row_groups_are_rewritten(folder, monkeypatch):
-    monkeypatch.setattr("nanochat.dataset.MAX_ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr("nanochat.split.MAX_ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(documents, "GROUP_ROWS", 16)
     monkeypatch.setattr(documents, "SHARD_CHARS", 1000)
     write_parquet(folder / "x.parquet", numbered(0, 400), group=200)
@@ -300,7 +344,8 @@ def _make_corpus(folder: str, out) -> None:
 
 
 def test_processes_at_once_agree(folder):
-    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in numbered(0, 5000)), encoding="utf-8")
+    """Some prepare the folder, the others wait for them; all see one corpus, and nothing is left over."""
+    write_jsonl(folder / "a.jsonl", numbered(0, 5000))
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
     workers = [context.Process(target=_make_corpus, args=(str(folder), out)) for _ in range(3)]
@@ -309,6 +354,38 @@ def test_processes_at_once_agree(folder):
     assert {out.get(timeout=240) for _ in workers} == {corpus(folder).fingerprint}
     for w in workers:
         w.join(timeout=60)
+    assert len(list(corpus(folder).manifest.parent.glob("shards-*/"))) == 1
+
+
+SLOW = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the suite runs in the background it is ignored
+from nanochat import configurator, dataset, documents
+add = documents._ShardWriter.add
+def slow_add(self, text):
+    add(self, text)
+    if text.endswith("1500"):  # in the middle of the second row group
+        print("asleep", flush=True)
+        time.sleep(60)
+documents._ShardWriter.add = slow_add
+configurator.main(dataset.main, dataset.Config)
+"""
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_ends_while_preparing_leaves_nothing_half_made(folder, base_dir, sign):
+    write_jsonl(folder / "a.jsonl", numbered(0, 3000))
+    child = subprocess.Popen([sys.executable, "-c", SLOW, f"--folder={folder}"], cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+    assert [child.stdout.readline() for _ in range(2)][1] == b"asleep\n"
+    assert list(base_dir.glob("datasets/*/.shards-*/train-*"))
+    child.send_signal(sign)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == ((-9, b"") if sign == signal.SIGKILL else (130, b"interrupted\n"))
+    assert not list(base_dir.glob("datasets/*/manifest.json")) + list(base_dir.glob("datasets/*/shards-*/"))
+    made = corpus(folder)
+    assert sum(u.rows for u in [*made.train, *made.val]) == 3000
+    assert not list(base_dir.rglob(".shards-*"))
 
 
 def test_pocket_is_generated_once(pocket_base, monkeypatch):
@@ -316,74 +393,364 @@ def test_pocket_is_generated_once(pocket_base, monkeypatch):
     made = corpus("pocket")
     assert made.train and made.val and data_dir("pocket") == data_dir("pocket")
     assert made.label == "pocket" and list_parquet_files() == [f.path for f in made.files]
+    away = made.files[0].path.rename(made.folder / "away")
+    with pytest.raises(UserError, match=f"missing {made.files[0].path.name}: .*delete {data_dir('pocket')} and /"):
+        corpus("pocket")
+    away.rename(made.files[0].path)
+    assert corpus("pocket") == made
+
+
+# --------------------------------------------------------------------------- names of sources
+
+
+SOURCES = {
+    "pocket": Source("pocket"), "my/texts": Source("my/texts"), "./hub": Source("./hub"), "hubs": Source("hubs"),
+    "fineweb-edu": Source("", FINEWEB_EDU), "hub": Source("", FINEWEB_EDU), "hub:8": Source("", FINEWEB_EDU, shards=8),
+    "fineweb-edu:240": Source("", FINEWEB_EDU, shards=240),
+    "hub:me/my-texts": Source("", "me/my-texts"), "hub:me/t_1.0/en/a": Source("", "me/t_1.0", "en/a"),
+    "hub:me/t@v2": Source("", "me/t", revision="v2"), "hub:me/t@refs/pr/1:3": Source("", "me/t", "", "refs/pr/1", 3),
+    "hub:me/t/en@v2:3": Source("", "me/t", "en", "v2", 3), "hub:me/t:3": Source("", "me/t", shards=3),
+}
+
+
+@pytest.mark.parametrize("data", SOURCES)
+def test_sources_are_understood(data):
+    expected = SOURCES[data]
+    assert parse_source(data) == Source(data, expected.repo, expected.under, expected.revision, expected.shards)
+    assert on_hub(data) is bool(expected.repo) and not on_hub(Path(data))
+
+
+@pytest.mark.parametrize("data", ["hub:", "hub:me", "hub:m/t:x", "hub:m/t@", "fineweb-edu:", "hub:m/t:-1", "hub:a b/c"])
+def test_sources_that_are_not_understood_are_refused(data):
+    with pytest.raises(UserError, match=f"--data={data} is not understood: give pocket, fineweb-edu"):
+        corpus(data)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"folder": "a", "source": "hub"}, "two sources"), ({"shards": -1}, "-n -1: give the number"),
+    ({"source": "my_texts"}, "no source: .* --from=my_texts"), ({"folder": "x", "shards": 3}, "-n 3 goes with a hub"),
+    ({"source": "pocket", "shards": 3}, "-n 3 goes with"), ({"source": "hub:3", "shards": 4}, "two numbers"),
+    ({"source": "hub:0"}, "1 training shard or more")])
+def test_flags_that_do_not_go_together_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        chosen_data(Config(**flags))
+
+
+def test_flags_name_a_source():
+    assert chosen_data(Config())[0] == "pocket" and chosen_data(Config(shards=3))[0] == "fineweb-edu:3"
+    assert chosen_data(Config(source="hub:me/t", shards=3))[0] == "hub:me/t:3"
+    assert chosen_data(Config(source="hub:3", shards=3))[0] == "hub:3"
+    assert chosen_data(Config(folder="hub")) == (Path("hub"), Source("./hub"))
+    assert chosen_data(Config(folder="my/texts")) == (Path("my/texts"), Source("my/texts"))
+
+
+@pytest.mark.parametrize("name", ["pocket", "hub", "fineweb-edu"])
+def test_a_folder_may_be_called_like_a_source(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / name / "x.parquet", numbered(0, 100))
+    made = prepare(name)
+    assert made.label == f"./{name}" and corpus(f"./{name}") == corpus(Path(name)) == made
+    assert made.folder.resolve() == tmp_path / name and not on_hub(made.label)
 
 
 # --------------------------------------------------------------------------- the hub, from a mirror on loopback
 
+REPO = "me/texts"
+HUB = f"hub:{REPO}"
 
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does for files of one dataset."""
 
-    files: dict[str, bytes] = {}
-
-    def do_HEAD(self) -> None:
-        self.reply(body=False)
-
-    def do_GET(self) -> None:
-        self.reply(body=True)
-
-    def reply(self, body: bool) -> None:
-        content = self.files.get(self.path.rsplit("/", 1)[-1])
-        self.send_response(404 if content is None or "/resolve/" not in self.path else 200)
-        if content is None:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.send_header("ETag", f'"{hash(content) & 0xFFFFFFFF:08x}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.end_headers()
-        if body and content:
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None: ...
+def shard_texts(i: int) -> list[str]:
+    return numbered(1000 * i, 1000 * i + 60)
 
 
 @pytest.fixture
-def mirror(tmp_path):
-    for i in range(4):
-        write_shards(tmp_path, numbered(4000 * i, 4000 * i + 4000), set())
-        Mirror.files[f"shard_{i:05d}.parquet"] = (tmp_path / "train-00000.parquet").read_bytes()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+def repo(tmp_path) -> Path:
+    """Six shards of 60 documents, in row groups of 20."""
+    for i in range(6):
+        write_parquet(tmp_path / f"repo/s{i}.parquet", shard_texts(i), group=20)
+    (tmp_path / "repo/README.md").write_text("about it", encoding="utf-8")
+    return tmp_path / "repo"
+
+
+@contextlib.contextmanager
+def served(folder: Path, monkeypatch, name: str = REPO, **options):
+    """The folder as a repository on loopback, and this process as if started with `HF_ENDPOINT` set to it."""
+    from huggingface_hub import constants
+
+    with Mirror({name: folder}, **options) as mirror:
+        monkeypatch.setattr(constants, "ENDPOINT", mirror.url)
+        template = mirror.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for pause in ("BACKOFF", "BACKOFF_MAX", "RETRY_AFTER_MAX"):
+            monkeypatch.setattr(hub, pause, 0.01)
+        yield mirror
+
+
+@pytest.fixture
+def mirror(repo, monkeypatch):
+    with served(repo, monkeypatch) as mirror:
+        yield mirror
+
+
+def new_process() -> None:
+    """What a process settles for itself is open again."""
+    sources._settled.clear()
+
+
+def offline(monkeypatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_the_first_file_is_validation_and_the_next_n_are_training(mirror):
+    for n in (2, 4, 1):
+        assert texts_of(f"{HUB}:{n}", "val") == shard_texts(0)
+        assert texts_of(f"{HUB}:{n}", "train") == sum((shard_texts(i) for i in range(1, n + 1)), [])
+    assert [f.path.name for f in corpus(f"{HUB}:1").files] == ["s0.parquet", "s1.parquet"]
+
+
+def test_the_same_name_means_the_same_text_whatever_else_is_fetched(mirror):
+    before, made = list(text_iterator(f"{HUB}:2", max_chars=1500)), corpus(f"{HUB}:2")
+    assert corpus(f"{HUB}:5").fingerprint != made.fingerprint
+    assert list(text_iterator(f"{HUB}:2", max_chars=1500)) == before and corpus(f"{HUB}:2") == made
+
+
+def test_nothing_is_fetched_once_the_corpus_is_there(mirror):  # trap: mid-run-download
+    corpus(f"{HUB}:3")
+    asked = len(mirror.asked)
+    for split in ("train", "val"):
+        assert list(text_iterator(f"{HUB}:3", split)) and list(parquets_iter_batched(split, data=f"{HUB}:2"))
+    assert corpus(f"{HUB}:3", verify=True) and len(mirror.asked) == asked
+
+
+def test_without_a_number_it_is_what_was_last_asked_for(mirror, capsys):
+    assert len(corpus(HUB).files) == 6  # 8, or what there is
+    new_process()
+    dataset.main(Config(source=HUB, shards=2))
+    assert "use it with  --data=hub:me/texts:2" in capsys.readouterr().out
+    assert len(corpus(HUB).files) == 3
+    sources.remember(parse_source(HUB), 4)
+    new_process()
+    assert len(corpus(HUB).files) == 5
+
+
+def test_a_run_that_has_begun_is_not_reached_by_what_another_process_asks_for(mirror, monkeypatch):
+    dataset.main(Config(source=HUB, shards=2))
+    new_process()
+    made = corpus(HUB)
+    path = made.manifest
+    d = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**d, "asked": 5}), encoding="utf-8")  # as `-n 5` in another process does first
+    offline(monkeypatch)
+    assert corpus(HUB).fingerprint == made.fingerprint and list(text_iterator(HUB, "val"))
+    new_process()
+    with pytest.raises(UserError, match="could not fetch 3 of 3"):
+        corpus(HUB)
+
+
+def test_without_a_network_what_is_there_can_be_used(mirror, monkeypatch):
+    made = corpus(f"{HUB}:2")
+    offline(monkeypatch)
+    assert corpus(f"{HUB}:2") == made and corpus(f"{HUB}:1")
+    with pytest.raises(UserError, match=r"could not fetch 1 of 1 file\(s\) of me/texts: s3.parquet .*HF_HUB_OFFLINE"):
+        corpus(f"{HUB}:3")
+    with pytest.raises(UserError, match="me/other cannot be listed: HF_HUB_OFFLINE"):
+        corpus("hub:me/other")
+
+
+def test_a_source_stays_at_its_commit(mirror, repo, monkeypatch):
+    made = corpus(f"{HUB}:2")
+    write_parquet(repo / "a_new_first.parquet", numbered(0, 10))
+    with served(repo, monkeypatch) as later:
+        assert corpus(f"{HUB}:2") == made and not later.asked
+        manifest = json.loads(made.manifest.read_text(encoding="utf-8"))
+        assert manifest["revision"] == mirror.repos[REPO].commit and "a_new_first.parquet" not in manifest["listing"]
+        assert texts_of(f"{HUB}@{later.repos[REPO].commit}:1", "val") == numbered(0, 10)  # another source of its own
+
+
+def test_hub_files_that_differ_are_refused_and_lost_ones_are_fetched_again(mirror):
+    made = corpus(f"{HUB}:3")
+    (made.folder / "s2.parquet").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"truncated s2.parquet \(14 of .*delete the wrong ones there"):
+        corpus(f"{HUB}:2")
+    assert corpus(f"{HUB}:1")  # what is not asked for does not matter
+    (made.folder / "s2.parquet").unlink()
+    assert corpus(f"{HUB}:3").fingerprint == made.fingerprint
+    write_parquet(made.folder / "mine.parquet", ["mine"])
+    with pytest.raises(UserError, match="extra mine.parquet"):
+        corpus(f"{HUB}:3")
+
+
+def test_a_file_that_was_there_before_is_not_trusted(mirror):
+    folder = data_dir(HUB)
+    (folder / "s1.parquet").write_bytes(b"left over")
+    assert texts_of(f"{HUB}:1", "train") == shard_texts(1)
+
+
+def test_a_folder_of_a_repository_is_a_source(repo, monkeypatch):
+    write_parquet(repo / "en/only.parquet", numbered(0, 200))
+    with served(repo, monkeypatch):
+        train, val = texts_of(f"{HUB}/en", "train"), texts_of(f"{HUB}/en", "val")  # one file: it is divided
+        assert sorted(train + val) == sorted(numbered(0, 200)) and 0 < len(val) <= 20
+        assert corpus(f"{HUB}/en:1").fingerprint == corpus(f"{HUB}/en").fingerprint
+        with pytest.raises(UserError, match=r"has 1 parquet file\(s\), one for validation: ask for at most 1 .* of 2"):
+            corpus(f"{HUB}/en:2")
+    assert data_dir(f"{HUB}/en") != data_dir(HUB) != data_dir(f"{HUB}@v2")
+
+
+def test_hub_files_of_large_row_groups_are_converted(mirror, monkeypatch):
+    monkeypatch.setattr("nanochat.split.MAX_ROW_GROUP_BYTES", 100)
+    made = corpus(f"{HUB}:2")
+    assert texts_of(f"{HUB}:2", "val") == shard_texts(0)
+    assert texts_of(f"{HUB}:2", "train") == shard_texts(1) + shard_texts(2)
+    assert texts_of(f"{HUB}:1", "train") == shard_texts(1) and corpus(f"{HUB}:2") == made
+
+
+def test_hub_files_of_one_row_group_are_read_where_they_lie(repo, monkeypatch):
+    for i in range(2):
+        write_parquet(repo / f"one/{i}.parquet", shard_texts(i), group=100)
+    with served(repo, monkeypatch):
+        made = corpus(f"{HUB}/one")
+    assert [f.path.parent.name for f in made.files] == ["one", "one"]
+    assert texts_of(f"{HUB}/one", "val") == shard_texts(0)
+
+
+def test_hub_files_that_were_touched_are_hashed_once(mirror, monkeypatch):
+    made = corpus(f"{HUB}:1")
+    os.utime(made.files[1].path)
+    assert corpus(f"{HUB}:1") == made
+    monkeypatch.setattr("nanochat.manifest.hash_with_ranges", None)  # known again: nothing is read
+    assert corpus(f"{HUB}:1") == made
+
+
+def test_a_repository_without_text_is_named(repo, monkeypatch):
+    write_parquet(repo / "en/x.parquet", ["a"], column="content")
+    with served(repo, monkeypatch), pytest.raises(UserError, match="x.parquet: no column named 'text' .it has content"):
+        corpus(f"{HUB}/en")
+
+
+def test_a_run_does_not_wait_for_a_process_that_fetches_more(mirror):
+    """One fetches all, and its last shard stalls; the other needs only what is there, or what comes."""
+    mirror.stall, mirror.faults = 60, lambda name: Fault("stall") if name == "s5.parquet" else None
+    corpus(f"{HUB}:1")
+    other = threading.Thread(target=corpus, args=(f"{HUB}:5",), daemon=True)
+    other.start()
+    while not any(a.path.endswith("s5.parquet") and a.sent for a in mirror.asked):
+        time.sleep(0.005)
+    assert texts_of(f"{HUB}:1", "train") and len(corpus(f"{HUB}:4").files) == 5
+    mirror.faults = lambda name: None
+    mirror.closing.set()  # the stall ends, the rest is asked for
+    assert other.join(timeout=60) is None and not other.is_alive()
+    assert len(corpus(f"{HUB}:5").files) == 6
+
+
+def test_several_at_once_share_the_work(mirror):
+    made: list = []
+    threads = [threading.Thread(target=lambda: made.append(corpus(f"{HUB}:5"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(made) == 4 and all(one == made[0] for one in made) and texts_of(f"{HUB}:5", "val") == shard_texts(0)
+    sizes = {f.path.name: f.bytes for f in made[0].files}
+    assert len(sizes) == 6 and {name: mirror.sent(name) for name in sizes} == sizes  # each came once
+
+
+def test_download_single_file(mirror, monkeypatch):
+    assert download_single_file(2, HUB) == download_single_file("s2.parquet", HUB) == data_dir(HUB) / "s2.parquet"
+    assert mirror.sent("s1.parquet") == 0 and mirror.sent("s2.parquet") == (data_dir(HUB) / "s2.parquet").stat().st_size
+    for which in (6, -1, "s9.parquet"):
+        with pytest.raises(UserError, match=f"has no file {which}: give 0 to 5, or one like s0.parquet"):
+            download_single_file(which, HUB)
+    with pytest.raises(UserError, match="pocket is not on the hub"):
+        download_single_file(0, "pocket")
+    with served(mirror.repos[REPO].files["s0.parquet"].path.parent, monkeypatch, FINEWEB_EDU):
+        assert download_single_file(0).name == "s0.parquet" and texts_of("fineweb-edu:2", "val") == shard_texts(0)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_would_do(mirror, folder, base_dir, tmp_path):
+    write_jsonl(folder / "a.jsonl", numbered(0, 100))
+    base_dir.mkdir()
+    before = tree(tmp_path)
+    size = sum(mirror.repos[REPO].files[f"s{i}.parquet"].bytes for i in range(3))
+    hub_lines = "\n".join(dry_run(f"{HUB}:2"))
+    assert f"fetch 3 of 3 file(s) of me/texts ({mirror.repos[REPO].commit[:12]}): {size:,} bytes" in hub_lines
+    assert f"disk: {size:,} bytes needed, " in hub_lines and " free in " in hub_lines
+    folder_lines = "\n".join(dry_run(folder))
+    assert "would convert 1 of 1 file(s)" in folder_lines and "take in" not in folder_lines
+    assert "would make the pocket world" in "\n".join(dry_run("pocket"))
+    assert tree(tmp_path) == before and not mirror.sent()
+    corpus(f"{HUB}:1")
+    corpus(folder)
+    (folder / "a.jsonl").rename(folder / "b.jsonl")
+    before = tree(tmp_path)
+    assert "fetch 1 of 3" in "\n".join(dry_run(f"{HUB}:2")) and "fetch 0 of 2" in "\n".join(dry_run(f"{HUB}:1"))
+    lines = list(dry_run(folder))
+    assert lines[:2] == ["would take in: added b.jsonl", "would take in: removed a.jsonl"] and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("data", [f"{HUB}:2", "a folder"])
+def test_a_disk_that_is_too_small_is_told_before_the_work(mirror, folder, monkeypatch, data):
+    write_jsonl(folder / "a.jsonl", numbered(0, 100))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: _Disk)
+    with pytest.raises(UserError, match=r"needs [\d,]+ bytes and the disk has 100 free: .*NANOCHAT_BASE_DIR"):
+        corpus(folder if data == "a folder" else data)
+    assert not mirror.sent() and not list(folder.parent.glob("base/datasets/*/*shards-*/"))
+
+
+class _Disk:
+    free = 100
+
+
+# --------------------------------------------------------------------------- the command
 
 
 def command(*arguments: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "nanochat.dataset", *arguments], cwd=ROOT, timeout=120,
-                          env={**os.environ, **env}, capture_output=True, text=True, check=False)
+                          env={**os.environ, **env}, capture_output=True, encoding="utf-8", check=False)
 
 
-def test_hub_shards_are_fetched_and_the_first_is_validation(mirror, base_dir):
-    env = {"HF_ENDPOINT": mirror, "HF_HOME": str(base_dir / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1",
-           "HF_HUB_OFFLINE": "0"}  # loopback only
-    done = command("-n", "2", **env)
-    assert done.returncode == 0, done.stderr
-    assert "8,000 documents" in done.stdout and "4,000 documents" in done.stdout
-    val = [(u.path.name, u.row_group) for u in corpus("hub").val]
-    assert {name for name, _ in val} == {"shard_00000.parquet"}
-    assert command("-n", "3", **env).returncode == 0
-    assert [(u.path.name, u.row_group) for u in corpus("hub").val] == val and len(corpus("hub").files) == 4
-    offline = command("-n", "4", **{**env, "HF_HUB_OFFLINE": "1"})
-    assert offline.returncode == 2 and "offline mode" in offline.stderr
-    failed = command("-n", "9", **env)
-    assert failed.returncode == 2 and "could not fetch shard_" in failed.stderr and "Traceback" not in failed.stderr
+def test_command_line_on_the_hub(repo, base_dir, tmp_path):
+    """The way a person goes: a mirror is named, shards are fetched (by two processes), then the network is gone."""
+    with Mirror({REPO: repo}, slow=0.001) as mirror:
+        env = {"HF_ENDPOINT": mirror.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda n: command(f"--source={HUB}", "-n", n, **env), "22"))
+        for done in both:
+            assert done.returncode == 0 and "120 documents in 6 row group(s)" in done.stdout, done.stderr
+            assert "60 documents in 3 row group(s)" in done.stdout and "with  --data=hub:me/texts:2" in done.stdout
+        assert mirror.sent() == sum(mirror.repos[REPO].files[f"s{i}.parquet"].bytes for i in range(3))
+        asked = len(mirror.asked)
+        again = command(f"--source={HUB}", "--verify", **{**env, "HF_HUB_OFFLINE": "1"})
+        assert again.returncode == 0 and "verified     3 file(s)" in again.stdout and len(mirror.asked) == asked
+    failed = command(f"--source={HUB}:3", **{**env, "HF_HUB_OFFLINE": "1"})
+    assert failed.returncode == 2 and failed.stderr.startswith("error: could not fetch 1 of 1 file(s)")
+    assert failed.stderr.count("\n") == 1
 
 
-def test_command_line_on_a_folder(folder):
+def test_command_line_on_a_folder(folder, capsys):
     write_parquet(folder / "x.parquet", numbered(0, 100))
-    for spelling in (f"--from={folder}", f"--folder={folder}"):
-        done = command(spelling)
-        assert done.returncode == 0 and f"use it with  --data={folder}" in done.stdout, done.stderr
-    missing = command("--from=/nowhere")
-    assert missing.returncode == 2 and missing.stderr.startswith("error: data folder /nowhere does not exist")
+    done = command(f"--from={folder}")
+    assert done.returncode == 0 and f"use it with  --data={folder}" in done.stdout, done.stderr
+    (folder / "y.txt").write_text("y", encoding="utf-8")
+    refused = command("--folder", str(folder), "--verify")
+    assert refused.returncode == 2 and "extra y.txt" in refused.stderr and refused.stderr.count("\n") == 1
+    dataset.main(Config(folder=str(folder)))
+    assert capsys.readouterr().out.startswith("added y.txt\n")
+    for where, message in (("/nowhere", "data folder /nowhere does not exist"), (folder / "x.parquet", "is a file")):
+        with pytest.raises(UserError, match=message):
+            dataset.main(Config(folder=str(where)))
+
+
+def test_a_name_that_looks_like_a_repository_gets_a_hint():
+    with pytest.raises(UserError, match="not exist: .*for the dataset of that name on the hub: --data=hub:me/texts"):
+        corpus("me/texts")
+    with pytest.raises(UserError, match="does not exist") as e:
+        corpus("/me/texts")
+    assert "--data=hub" not in str(e.value)

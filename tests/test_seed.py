@@ -1,7 +1,6 @@
 """People who know nanochat find their way: every name that they know is where they look for it.
 
-`NAMES` are there. `TO_COME` are not yet: an entry that has arrived must move up, or the test fails. `ELSEWHERE` are
-deliberate differences (docs/structure.md says why): the old name is absent and the new one must be there.
+`NAMES` are there. `TO_COME` are not yet: an entry that has arrived must move up, or the test fails.
 
 Run: python -m pytest tests/test_seed.py
 """
@@ -37,13 +36,14 @@ NAMES = {
     ),
     "nanochat.muon": "zeropower_via_newtonschulz5",
     "nanochat.optim": "Muon AdamW DistMuon DistAdamW",
-    "nanochat.dataset": "list_parquet_files parquets_iter_batched",
+    "nanochat.dataset": "list_parquet_files parquets_iter_batched download_single_file",
     "nanochat.dataloader": "tokenizing_distributed_data_loader_with_state tokenizing_distributed_data_loader",
     "nanochat.checkpoint_manager": (
         "save_checkpoint load_checkpoint build_model load_model find_largest_model find_last_step"
     ),
     "nanochat.common": (
-        "compute_init compute_cleanup get_dist_info autodetect_device_type get_base_dir print0 print_banner DummyWandb"
+        "compute_init compute_cleanup get_dist_info autodetect_device_type get_base_dir print0 print_banner DummyWandb "
+        "download_file_with_lock"
     ),
     "nanochat.report": "Report Report.log Report.generate get_report",
     "nanochat.loss_eval": "evaluate_bpb",
@@ -76,12 +76,6 @@ TO_COME = {
     ("tasks.humaneval", "HumanEval"): "HumanEval and the sandbox",
 }
 
-# The seed's name -> where its job is done here.
-ELSEWHERE = {
-    ("nanochat.common", "download_file_with_lock"): ("nanochat.dataset", "fetch_hub_shards"),
-    ("nanochat.dataset", "download_single_file"): ("nanochat.dataset", "fetch_hub_shards"),
-}
-
 SPECIAL = "bos user_start user_end assistant_start assistant_end python_start python_end output_start output_end"
 
 
@@ -109,12 +103,6 @@ def test_name_is_where_the_seed_has_it(module, name):
 @pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in TO_COME for n in names.split()])
 def test_what_is_to_come_is_listed_as_long_as_it_is_missing(module, name):
     assert not is_there(module, name), f"{module}.{name} has arrived: move it from TO_COME to NAMES"
-
-
-@pytest.mark.parametrize(("old", "new"), ELSEWHERE.items(), ids=lambda pair: ".".join(pair))
-def test_what_is_done_elsewhere_is_there(old, new):
-    assert is_there(*new)
-    assert not is_there(*old), f"{'.'.join(old)} is there after all: move it from ELSEWHERE to NAMES"
 
 
 def test_the_finder_sees_what_is_missing():

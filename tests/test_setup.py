@@ -318,7 +318,7 @@ def test_sizes_that_ranks_cannot_share_are_refused_before_the_first_stage(tmp_pa
     assert "--deterministic needs a" in refused(2, '"chat_sft"', '"chat_sft --deterministic --device_batch_size=auto"')
     stages = {stage.name: stage for stage in load_preset(ROOT / "runs" / "d20.toml")[1]}
     found = [setting(stages["chat_sft"], name) for name in ("device_batch_size", "data", "total_batch_size", "nothing")]
-    assert found == [4, "hub", 65536, None]  # its table, [all], its own default
+    assert found == [4, "fineweb-edu:240", 65536, None]  # its table, [all], its own default
     assert setting(stages["mid_train"], "grad_clip") == 1.0  # a default of the class below
 
 

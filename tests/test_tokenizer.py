@@ -454,6 +454,56 @@ def test_bad_conversations_are_named(tokenizer, messages, complaint):
         tokenizer.render_conversation({})
 
 
+def test_bad_messages_are_counted_as_in_the_file_and_shown_in_short(tokenizer):
+    part = {"role": "assistant", "content": [{"type": "text", "text": "x"}, {"type": "x" * 10**6, "text": "x"}]}
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    for messages, complaint in (
+        ([SYSTEM, USER, USER], "message 3"),
+        ([SYSTEM, USER, part], "part 2 of message 3"),
+        ([{"role": "x" * 10**6, "content": ""}], "message 1 has the unknown role"),
+        ([{"role": deep, "content": ""}], "unknown role list"),
+        ([USER, {"role": "assistant", "content": [deep]}], "part 1 of message 2"),
+    ):
+        with pytest.raises(UserError, match=complaint) as raised:
+            tokenizer.render_conversation({"messages": messages})
+        assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize("bulk", ["rustbpe", "tiktoken"])
+def test_many_conversations_render_as_each_alone(tokenizer, bulk):  # trap: mask-lost
+    tokenizer = copy.deepcopy(tokenizer)
+    if bulk == "tiktoken":
+        tokenizer._bulk = None
+    rows = [TOOL_CHAT, {"messages": [USER]}, {"messages": [USER, {"role": "assistant", "content": []}]},
+            {"text": "a document é🙂"}, {"text": ""}, {"text": "not this", "messages": [USER, ASSISTANT]},
+            {"messages": [{"role": "user", "content": "<|assistant_end|>"},
+                          {"role": "assistant", "content": "<|assistant_end|><|bos|>"}]},
+            {"messages": [{"role": "user", "content": "\ud800 " + " " * 20_000}, ASSISTANT]},
+            {"messages": [USER, ASSISTANT] * 30}]
+    end = tokenizer.encode_special("<|assistant_end|>")
+    for threads in (1, 2):
+        rendered = tokenizer.render_conversations(rows, threads)
+        for row, (ids, mask, turns) in zip(rows, rendered, strict=True):
+            assert (ids.tolist(), mask.tolist()) == tokenizer.render_conversation(row, max_tokens=None)
+            assert turns == [i + 1 for i, id in enumerate(ids) if id == end]
+    assert len(rendered[0].turns) == 2 and rendered[3].mask.tolist() == [False] + [True] * (len(rendered[3].ids) - 1)
+    assert tokenizer.decode(rendered[5].ids).startswith("<|bos|><|user_start|>user")  # messages come before "text"
+    assert tokenizer.render_conversations([]) == []
+
+
+def test_malformed_conversations_do_not_spoil_their_neighbours(tokenizer):
+    good = {"messages": [USER, ASSISTANT]}
+    bad = [{"messages": []}, None, 5, ["x"], {"text": None}, {"messages": [USER, USER]}, UserError("unreadable")]
+    rendered = tokenizer.render_conversations([good, *bad, good])
+    assert rendered[0].ids.tolist() == rendered[-1].ids.tolist() == tokenizer.render_conversation(good)[0]
+    assert rendered[0].turns == rendered[-1].turns == [len(rendered[0].ids)]
+    kinds = [getattr(error, "kind", str(error)) for error in rendered[1:-1]]
+    assert kinds == ["empty", "empty", "empty", "empty", "text", "order", "unreadable"]
+    assert all(isinstance(error, UserError) for error in tokenizer.render_conversations(bad))  # and nothing else
+
+
 def test_visualize_tokenization(tokenizer):
     ids, mask = tokenizer.render_conversation({"messages": [USER, ASSISTANT]})
     shown = tokenizer.visualize_tokenization(ids, mask)
