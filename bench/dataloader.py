@@ -13,8 +13,8 @@
    for any number of ranks). The CPU seconds that one rank of eight spends on a million tokens of the global batch.
 
 Freed memory is kept, as in a training process. Figures are medians of the rounds. The last line printed is JSON:
-`packing_vs_scan` (the plain one) is the lower of the two kinds of text, `utilisation` and `tokens_dropped` are the worse
-of the two, `end_to_end_tokens_per_second` is of the documents.
+`packing_vs_scan` (the plain one) is the lower of the two kinds of text, `utilisation` and `tokens_dropped` are the
+worse of the two, `end_to_end_tokens_per_second` is of the documents.
 """
 
 from __future__ import annotations
@@ -38,15 +38,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.refere
 
 from nanochat import configurator
 from nanochat.common import UserError, check_at_least, keep_freed_memory, print0
-from nanochat.dataloader import (
-    WINDOW_ROWS,
-    Loader,
-    conversation_loader,
-    tokenizing_distributed_data_loader_with_state,
-)
+from nanochat.dataloader import Loader, conversation_loader, tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import parquets_iter_batched, text_iterator
 from nanochat.packing import pack_documents
 from nanochat.tokenizer import RustBPETokenizer, pick_tokenizer_class
+from nanochat.windows import window_size
 from tasks.common import Task
 from tasks.smoltalk import SmolTalk
 from tests.reference.packing import Choice, plain_choice, quick_choice, scan_buffer
@@ -114,7 +110,7 @@ def windows(documents: Sequence[np.ndarray], tokens: int) -> Iterator[list[np.nd
 
 def ours(documents: Sequence[np.ndarray], bos: int, config: Config) -> Iterator[Rows]:
     rng = np.random.default_rng(0)
-    for window in windows(documents, WINDOW_ROWS * config.seq_len):
+    for window in windows(documents, window_size(config.seq_len)):
         packed = pack_documents(window, bos, config.seq_len, rng)
         yield packed.ids, packed.learn
 

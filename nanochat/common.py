@@ -97,31 +97,52 @@ def download_file_with_lock(url: str, filename: str, *, sha256: str = "") -> Pat
 
     Of several processes one downloads and the others wait for it. The file appears whole or not at all; with `sha256`
     (hex) only with that content, and a file that is there already is checked too. `HF_HUB_OFFLINE` and
-    `HF_HUB_DOWNLOAD_TIMEOUT` hold here as for the hub. Raises UserError when no attempt brought it.
+    `HF_HUB_DOWNLOAD_TIMEOUT` hold here as for the hub. Raises UserError when no attempt brought it, or where it
+    cannot lie: outside the base directory, on a folder, where nobody may write.
     """
+    base = Path(os.path.normpath(get_base_dir()))
+    path = Path(os.path.normpath(base / filename))
+    if base not in path.parents or path.is_dir():
+        raise UserError(f"{filename!r} cannot be the name of a file in {base}: choose a name that is free, below it")
+    try:
+        problem = _download_with_lock(url, path, sha256.lower())
+    except OSError as e:  # the disk's: what the network does is a problem
+        raise UserError(f"cannot write {path} ({e.strerror}): free space or rights there, or set NANOCHAT_BASE_DIR to "
+                        "a folder you can write") from e
+    if problem:
+        raise UserError(f"could not download {url!r}: {problem} (check the address and the network, or put the file "
+                        f"at {path} yourself)")
+    return path
+
+
+def _download_with_lock(url: str, path: Path, sha256: str) -> str:
+    """See to it that `path` is there and right; "", or what went wrong with the last attempt."""
     from filelock import FileLock
 
-    path = get_base_dir() / filename
+    def there() -> bool:
+        return path.is_file() and (not sha256 or sha256_file(path) == sha256)
+
+    if there():  # nothing to be written, nor a lock: the folder may be read-only
+        return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.is_file() and (not sha256 or sha256_file(path) == sha256.lower()):
-            return path
+        if there():
+            return ""
         for attempt in range(DOWNLOAD_ATTEMPTS):
             if attempt:
                 time.sleep(DOWNLOAD_PAUSE * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1))
             problem, final = _download_once(url, part)
-            if not problem and sha256 and sha256_file(part) != sha256.lower():
+            if not problem and sha256 and sha256_file(part) != sha256:
                 problem = "its SHA-256 is not the one asked for"
             if not problem:
                 os.replace(part, path)
                 fsync_dir(path.parent)
-                return path
+                return ""
             part.unlink(missing_ok=True)
             if final:
                 break
-    raise UserError(f"could not download {url}: {problem} (check the address and the network, or put the file "
-                    f"at {path} yourself)")
+    return problem
 
 
 def _download_once(url: str, part: Path) -> tuple[str, bool]:

@@ -33,7 +33,6 @@ from nanochat.common import UserError, cpu_cores
 from nanochat.packing import to_inputs_and_targets
 from nanochat.prefetch import Prefetch
 from nanochat.ranks import gather_texts, rank_and_world
-from nanochat.windows import WINDOW_ROWS as WINDOW_ROWS
 from nanochat.windows import ConversationSource, Source, TextSource, Window
 
 BATCHES_AHEAD = 4
@@ -46,6 +45,14 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     state: dict
+
+
+class NothingToLearn(UserError):
+    """Not one row of the data has a token to learn from that fits; `why` counts what became of the rows."""
+
+    def __init__(self, why: str):
+        super().__init__(f"nothing to train on: {why}")
+        self.why = why
 
 
 # --------------------------------------------------------------------------- windows → batches
@@ -72,8 +79,8 @@ def _windows(source: Source, at: _Position, epochs: int | None) -> Iterator[tupl
         if started_whole and not counts.get("positions"):  # an endless loader would look for ever
             why = "".join(f"; {counts[what]} {what}" for what in ("skipped", "malformed") if counts.get(what))
             why += "".join(f"; {fault}" for fault in list(source.faults.values())[:1])
-            raise UserError("nothing to train on: not one document or conversation has a token to learn from "
-                            f"in a row of {source.T}{why}")
+            raise NothingToLearn(f"not one document or conversation has a token to learn from in a row of {source.T}"
+                                 f"{why}")
         epoch, unit, row = epoch + 1, 0, 0
 
 

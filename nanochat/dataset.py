@@ -29,20 +29,21 @@ from typing import Annotated
 
 import tyro
 
-from nanochat import configurator, hub
-from nanochat.common import UserError, get_base_dir, print0, progress
-from nanochat.documents import build_once, row_group_texts, write_shards
+from nanochat import configurator
+from nanochat.common import UserError, get_base_dir, print0
+from nanochat.documents import row_group_texts
 from nanochat.manifest import (
+    VERSION,
     Entry,
     Manifest,
     as_now,
     changes,
     compare,
     load_manifest,
-    locked,
     printable,
     some_of,
     text_files,
+    with_manifest,
 )
 from nanochat.sources import (
     Source,
@@ -65,9 +66,11 @@ from nanochat.split import (
     Unit,
     check_divided,
     choose,
+    conversion,
+    convert,
     digest,
     divide,
-    documents_of,
+    forget_old_conversions,
     read_in_place,
     rewritten,
 )
@@ -101,12 +104,15 @@ class Corpus:
         return self.train if split == "train" else self.val
 
 
-def corpus(data: str | Path = "pocket", *, verify: bool = False) -> Corpus:
+def corpus(data: str | Path | Corpus = "pocket", *, verify: bool = False) -> Corpus:
     """The corpus that `data` names, fetched, checked and divided; cheap when nothing changed (one `stat` a file).
 
     A folder without a manifest is taken in as it is; afterwards a file that is missing, extra, truncated or altered is
     a `UserError` that names it. `verify`: hash every byte, however familiar the files look.
+    A `Corpus` is handed back as it is: a run resolves its source once, and what changes later does not reach it.
     """
+    if isinstance(data, Corpus):
+        return data
     source = parse_source(data)
     if source.on_hub:
         return _hub_corpus(source, verify)
@@ -124,31 +130,43 @@ def prepare(folder: str | Path) -> Corpus:
 def _folder_corpus(data: str, *, take: bool = False, verify: bool = False) -> Corpus:
     """The corpus of a folder, or of the pocket world; `take`: as the folder is now, else as its manifest says."""
     folder, path = _places(data)
-    with locked(path) as manifest:  # ranks and other processes wait for the first
+
+    def resolve(manifest: Manifest) -> Corpus:
         before, names = manifest.files, text_files(folder)
-        if take or not before:
+        if take or not before or manifest.version < VERSION:
+            manifest.need_lock()
+            if manifest.version < VERSION:
+                print0(f"note: {path} is of an older version: all files are hashed once more, the split is kept")
             manifest.files = as_now(folder, names, before)
             if lines := changes(before, manifest.files):
                 print0("\n".join(lines))
         else:
-            manifest.files, problems = compare(folder, before, verify=verify)
+            manifest.files, problems = compare(folder, before, verify=verify, held=manifest.held)
             problems += [f"extra {printable(name)}" for name in names if name not in before]
-            _refuse(folder, problems, _remedy(data, path))
-        manifest.source = str(folder)
+            _refuse(manifest, folder, problems, _remedy(data, path))
+        manifest.source = str(folder.resolve())
         manifest.pins = manifest.pins or choose(folder, manifest.files)
         return _assemble(manifest, manifest.files, data, folder, verify)
+
+    return with_manifest(path, resolve, alone=take)  # ranks and other processes wait for the first
 
 
 def _places(data: str) -> tuple[Path, Path]:
     """Where a folder's text lies (its `corpus/`, if it has one), and where its manifest is or will be."""
     root = data_dir(data)
-    folder = root / "corpus" if (root / "corpus").is_dir() else root
-    made, mine = (get_base_dir() / "datasets").resolve(), folder.resolve()
+    inner, made = root / "corpus", (get_base_dir() / "datasets").resolve()
+    folder, other = (inner, root) if inner.is_dir() else (root, inner)
+    mine = folder.resolve()
     inside = made.is_relative_to(mine) and not any(part.startswith(".") for part in made.relative_to(mine).parts)
     if inside or mine.is_relative_to(made):
         raise UserError(f"{printable(folder)} holds files that nanochat makes itself ({made}): give a folder with your "
                         "text only")
-    return folder, made / slug(root.resolve().name, str(mine)) / "manifest.json"
+    manifests = [made / slug(root.resolve().name, str(where.resolve())) / "manifest.json" for where in (folder, other)]
+    if manifests[1].exists():
+        raise UserError(f"{printable(other)} was taken in for {printable(data)}, which now means {printable(folder)}: "
+                        f"rename or put back {printable(inner)}, or delete {manifests[1]} (then a new validation split "
+                        "is pinned: results before and after do not compare)")
+    return folder, manifests[0]
 
 
 def _remedy(data: str, manifest: Path) -> str:
@@ -157,8 +175,9 @@ def _remedy(data: str, manifest: Path) -> str:
     return f"take the folder as it is now with  python -m nanochat.dataset --from={shlex.quote(printable(data))}"
 
 
-def _refuse(folder: Path, problems: list[str], remedy: str) -> None:
+def _refuse(manifest: Manifest, folder: Path, problems: list[str], remedy: str) -> None:
     if problems:
+        manifest.need_lock()  # another process may be about to take the folder in
         raise UserError(f"{printable(folder)} is not as its manifest says: {some_of(problems)}: put the right files "
                         f"back, or {remedy}")
 
@@ -170,15 +189,20 @@ def _hub_corpus(source: Source, verify: bool = False) -> Corpus:
     """Validation is the first file of the repository's folder, training text the next N, fetched if need be."""
     wanted = wanted_files(source, listed(source))
     folder = fetch_missing(source, wanted)
-    with locked(hub_manifest(source)) as manifest:
-        files, problems = compare(folder, {f.name: manifest.files[f.name] for f in wanted}, verify=verify)
+
+    def resolve(manifest: Manifest) -> Corpus:
+        entries = {f.name: manifest.files[f.name] for f in wanted}
+        files, problems = compare(folder, entries, verify=verify, held=manifest.held)
         known = {f.name for f in manifest.listing.files}
         problems += [f"extra {printable(name)}" for name in text_files(folder) if name not in known]
-        _refuse(folder, problems, "delete the wrong ones there: they are fetched again")
+        _refuse(manifest, folder, problems, "delete the wrong ones there: they are fetched again")
         manifest.files |= files
         if manifest.pins is None:
+            manifest.need_lock()
             manifest.pins = Pins(file=wanted[0].name) if len(known) > 1 else choose(folder, files)
         return _assemble(manifest, files, source.label, folder, verify)
+
+    return with_manifest(hub_manifest(source), resolve)
 
 
 def download_single_file(which: int | str, data: str = "fineweb-edu") -> Path:
@@ -201,53 +225,13 @@ def download_single_file(which: int | str, data: str = "fineweb-edu") -> Path:
 
 def _assemble(manifest: Manifest, files: dict[str, Entry], label: str, folder: Path, verify: bool) -> Corpus:
     """Convert what cannot be read in place, divide, and then write the manifest: no unusable split is pinned."""
-    shards = {name: _shard(folder / name, files[name]) for name in read_in_place(files, manifest.pins)}
-    if others := {name: f for name, f in files.items() if name not in shards}:
-        made, converted = _convert(manifest, others, folder, verify)
-        shards |= {f"~{name}": _shard(made / name, f) for name, f in converted.items()}
+    shards = {name: Shard.of(folder / name, files[name]) for name in read_in_place(files, manifest.pins)}
+    shards |= convert(manifest, files, folder, verify)
     train, val, gone = divide(shards, manifest.pins)
     check_divided(folder, manifest.path, train, val, gone)
-    _forget_old_conversions(manifest)
-    return Corpus(label, folder, manifest.path, tuple(shards.values()), train, val, digest(files, manifest.pins))
-
-
-def _shard(path: Path, f: Entry) -> Shard:
-    return Shard(path, f.bytes, f.sha256, f.row_groups)
-
-
-def _convert(manifest: Manifest, others: dict[str, Entry], folder: Path, verify: bool) -> tuple[Path, dict[str, Entry]]:
-    """Parquet shards with the documents of `others`, written unless this very content has been converted before."""
-    pins, place = manifest.pins, manifest.path.parent
-    name = "shards-" + digest(others, pins)
-    known = manifest.converted.pop(name, None)
-    if known and (place / name).is_dir():
-        known, problems = compare(place / name, known, verify=verify)
-        if problems:
-            print0(f"note: {place / name} is damaged ({some_of(problems)}): it is made again")
-            shutil.rmtree(place / name)
-
-    def fill(made: Path) -> None:
-        hub.check_disk(place, sum(f.bytes for f in others.values()))
-        print0(f"converting {len(others)} file(s) of {printable(folder)} to parquet (once)")
-        names = progress([n for n in others if n != pins.file], description="converting")
-        write_shards(made, documents_of(folder, names), set(pins.documents),
-                     documents_of(folder, [pins.file] if pins.file in others else []))
-        if as_now(folder, list(others), others) != others:
-            raise UserError(f"{printable(folder)} changed while it was converted: run it again")
-
-    made = build_once(place / name, fill)
-    names = sorted(p.name for p in made.glob("*.parquet"))
-    manifest.converted[name] = as_now(made, names, known or {})
-    return made, manifest.converted[name]
-
-
-def _forget_old_conversions(manifest: Manifest) -> None:
-    """Keep the conversion used last and the one before it, which a running loader may still read."""
-    manifest.converted = dict(list(manifest.converted.items())[-2:])
+    forget_old_conversions(manifest)
     manifest.save()
-    for path in manifest.path.parent.glob("shards-*"):
-        if path.name.removesuffix(".lock") not in manifest.converted:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return Corpus(label, folder, manifest.path, tuple(shards.values()), train, val, digest(files, manifest.pins))
 
 
 # --------------------------------------------------------------------------- reading
@@ -257,6 +241,9 @@ def read_unit(unit: Unit) -> list[str]:
     """The documents of one unit; empty and null ones are left out. A damaged file is a `UserError` naming it, also one
     that was whole when the run began.
     """
+    ours = [get_base_dir() / name for name in ("datasets", "hub_data")]
+    if not unit.path.exists() and any(unit.path.is_relative_to(folder) for folder in ours):
+        raise UserError(f"{unit.path} is gone: run the same command again, which makes or fetches it again")
     return row_group_texts(unit.path, unit.row_group, unit.crc32)
 
 
@@ -268,7 +255,7 @@ def list_parquet_files(data_dir: str | Path | None = None) -> list[Path]:
 
 
 def parquets_iter_batched(split: str, start: int = 0, step: int = 1,
-                          data: str | Path = "pocket") -> Iterator[list[str]]:
+                          data: str | Path | Corpus = "pocket") -> Iterator[list[str]]:
     """The documents of a split, a unit at a time, in canonical order: units `start, start + step, ...`.
 
     With `start=rank, step=world_size` the ranks share the split among them.
@@ -277,7 +264,7 @@ def parquets_iter_batched(split: str, start: int = 0, step: int = 1,
         yield read_unit(unit)
 
 
-def text_iterator(data: str | Path, split: str = "train", max_chars: int | None = None,
+def text_iterator(data: str | Path | Corpus, split: str = "train", max_chars: int | None = None,
                   doc_cap: int | None = None) -> Iterator[str]:
     """Documents for a tokenizer: each cut to `doc_cap` characters, until `max_chars` have been given.
 
@@ -323,7 +310,7 @@ def describe_corpus(made: Corpus) -> Iterable[str]:
         units = made.units(part)
         yield (f"{part:12} {sum(u.rows for u in units):,} documents in {len(units):,} row group(s), "
                f"{sum(u.bytes for u in units) / 1e6:.1f} MB of text")
-    yield f"manifest     {made.manifest} (the validation split is pinned there)"
+    yield f"manifest     {made.manifest} (the validation split is pinned there, for this place)"
     yield f"fingerprint  {made.fingerprint}"
 
 
@@ -364,9 +351,8 @@ def dry_run(data: str | Path) -> Iterable[str]:
         files = as_now(folder, text_files(folder), manifest.files)
         yield from (f"would take in: {line}" for line in changes(manifest.files, files))
         pins = manifest.pins or Pins(rewrite=rewritten(files))
-        others = {name: f for name, f in files.items() if name not in read_in_place(files, pins)}
-        done = manifest.pins and "shards-" + digest(others, pins) in manifest.converted
-        sizes = [] if done else [f.bytes for f in others.values()]
+        names, name = conversion(pins, files)
+        sizes = [] if manifest.pins and name in manifest.converted else [files[n].bytes for n in names]
         what = f"convert {len(sizes)} of {len(files)} file(s) of {printable(folder)}"
     yield f"would {what}: {sum(sizes):,} bytes"
     yield f"disk: {sum(sizes):,} bytes needed, {shutil.disk_usage(get_base_dir()).free:,} free in {get_base_dir()}"

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,10 +187,12 @@ def _broken(path: Path, e: Exception) -> UserError:
 # --------------------------------------------------------------------------- writing
 
 
-def write_shards(folder: Path, documents: Iterable[str], pinned: set[str], validation: Iterable[str] = ()) -> None:
+def write_shards(folder: Path, documents: Iterable[str], pinned: set[str], validation: Iterable[str] = (),
+                 left_out: Collection[str] = ()) -> None:
     """`train-*.parquet` and `val-*.parquet` in `folder`.
 
-    A document whose hash is pinned is validation text, once; so are all of `validation`, whatever their hashes.
+    A document whose hash is pinned is validation text, once; so are all of `validation`, whatever their hashes. One
+    whose hash is in `left_out` is validation text that stands elsewhere: it is not written.
     """
     train, val = _ShardWriter(folder, "train"), _ShardWriter(folder, "val")
     seen: set[str] = set()
@@ -198,12 +200,13 @@ def write_shards(folder: Path, documents: Iterable[str], pinned: set[str], valid
         for text in validation:
             val.add(text)
         for text in documents:
-            key = document_hash(text) if pinned else ""
-            if key not in pinned:
+            key = document_hash(text) if pinned or left_out else ""
+            if key in pinned:
+                if key not in seen:  # a copy that is added to the folder later must not weigh in twice
+                    seen.add(key)
+                    val.add(text)
+            elif key not in left_out:
                 train.add(text)
-            elif key not in seen:  # a copy that is added to the folder later must not weigh in twice
-                seen.add(key)
-                val.add(text)
     finally:
         train.close()
         val.close()
@@ -270,7 +273,8 @@ def build_once(final: Path, fill: Callable[[Path], None]) -> Path:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left to make {final}: free some or set NANOCHAT_BASE_DIR to another disk") from e
-        raise
+        raise UserError(f"cannot make {final} ({e.strerror or e}): set NANOCHAT_BASE_DIR to a folder where you can "
+                        "write") from e
     return final
 
 

@@ -6,12 +6,12 @@ what the assistant says (`run_training` does the rest). Used by `scripts/mid_tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from nanochat.checkpoint_manager import checkpoint_root, find_model, load_meta, load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
-from nanochat.dataloader import Batch, Loader, conversation_loader, rows_of_epoch
+from nanochat.dataloader import Batch, Loader, NothingToLearn, conversation_loader, rows_of_epoch
 from nanochat.ranks import on_rank0
 from nanochat.report import get_report
 from nanochat.train import Every, StageConfig, check_sizes, make_optimizer, rows_of, run_training, validation
@@ -61,19 +61,20 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
                                            seed=config.seed, **ranks))
         return loaders[-1]
 
-    def val_loader() -> Loader:
-        return conversation_loader(val_task, tokenizer, rows.micro, T, device=device, seed=config.seed, epochs=1,
-                                   **ranks)
+    def val_loader() -> Loader:  # the same rows for any seed of the run
+        return conversation_loader(val_task, tokenizer, rows.micro, T, device=device, epochs=1, **ranks)
 
     iterations = config.num_iterations
     if iterations < 1:
         packed = on_rank0(lambda: rows_of_epoch(train_task, tokenizer, T, seed=config.seed))
         iterations = max(1, packed * T * config.num_epochs // config.total_batch_size)
-    validate = validation(model, val_loader, tokenizer, config.eval_tokens)
+    hooks = []
+    if can_validate(val_loader):
+        hooks = [Every(config.eval_every, validation(model, val_loader, tokenizer, config.eval_tokens))]
     tag = config.model_tag or meta["parent"]["model_tag"]
     result = run_training(model=model, tokenizer=tokenizer, optimizer=optimizer, make_batches=batches, config=config,
                           num_iterations=iterations, rows=rows.micro, directory=checkpoint_root(source_to) / tag,
-                          hooks=[Every(config.eval_every, validate)], parent=meta["parent"])
+                          hooks=hooks, parent=meta["parent"])
     # what became of the conversations, over all epochs begun: a person's own may be too long or malformed
     seen = loaders[-1].counts
     counts = {"packed": seen.get("documents", 0)} | {k: seen.get(k, 0) for k in ("truncated", "skipped", "malformed")}
@@ -82,3 +83,15 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
            f"{loaders[-1].utilisation:.1%} of positions used")
     get_report().log(stage, {"config": asdict(config), "conversations": len(train_task), **counts,
                              "utilisation": loaders[-1].utilisation, **result})
+
+
+def can_validate(val_loader: Callable[[], Loader]) -> bool:
+    """Whether there is anything to validate on; if not, a line says so now, and training need not stop for it later."""
+    try:
+        with val_loader() as loader:
+            next(loader)
+    except NothingToLearn as e:
+        print0(f"note: no validation in this run: of the test rows {e.why}; add a task with test rows to the mixture "
+               "(to conversations of your own: a file *_test.jsonl beside them)")
+        return False
+    return True

@@ -20,51 +20,28 @@ import os
 import queue
 import random
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import UserError, fsync_dir, print0, sha256_file, stage_progress
+from nanochat.common import UserError, fsync_dir, print0, stage_progress
+from nanochat.hub_file import HubFile, Listing, check_disk, described, may_lie_here, size_of, what_is_wrong
 
 STAGING = ".hub"  # inside the target folder, so that the last step is a rename; hidden from whoever reads the folder
-ATTEMPTS = 8  # requests in a row that bring no new byte: then the file is given up
+ATTEMPTS = 8  # requests in a row that bring too little: then the file is given up
+PROGRESS = 1_000_000  # bytes, or a hundredth of the file: less is too little, or a byte a request would go on for ever
 WRONG_CONTENTS = 8  # times that all of a file came, or came in an unusable way, and was thrown away
 LIST_ATTEMPTS = 4
 BACKOFF, BACKOFF_MAX = 1.0, 30.0  # seconds; doubled with every failure, and drawn from the upper half
 RETRY_AFTER_MAX = 120.0  # seconds: a server may ask for more, it does not get it
 CHANCE = random.SystemRandom()  # of its own: a download must not move the seeded generator of a run
 REMEDY = "check the network or HF_ENDPOINT and run it again (what has arrived stays), or use --data=pocket"
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file of a repository, and what proves that a copy is right.
-
-    `sha256` (hex) is there for large files (LFS, Xet), which parquet files on the hub are. It is "" for small
-    files that live in git itself: then `blob_id`, git's SHA-1 of the content with a header, is checked instead.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    blob_id: str = ""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a dataset repository at one commit (40 hex digits), sorted by name."""
-
-    repo: str
-    revision: str
-    files: tuple[HubFile, ...]
 
 
 # --------------------------------------------------------------------------- what there is
@@ -91,22 +68,22 @@ def list_files(repo: str, *, revision: str = "main", under: str = "", suffix: st
         while page:
             more, page = _ask(page)
             entries += [e for e in more if e["type"] == "file" and e["path"].endswith(suffix)]
-        files = [HubFile(e["path"], int(e["size"]), e.get("lfs", {}).get("oid", ""), e["oid"]) for e in entries]
+        files = [described(e) for e in entries]
     except OfflineModeIsEnabled as e:
         raise UserError(f"{repo} cannot be listed: HF_HUB_OFFLINE is set (unset it, or use --data=pocket)") from e
     except HfHubHTTPError as e:
         raise UserError(_why_not_listed(repo, revision, under, e)) from e
-    except (httpx2.HTTPError, httpx2.InvalidURL) as e:
-        raise UserError(f"{repo} cannot be listed at {constants.ENDPOINT}: {_reason(e)} ({REMEDY})") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:  # a name that none can have; no hub's answer
-        raise UserError(f"{repo} cannot be listed at {constants.ENDPOINT}: {_reason(e)} "
-                        "(a name is OWNER/NAME; HF_ENDPOINT must be a hub or a mirror of it)") from e
-    for file in files:
-        _check_name(repo, file.name)
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as e:
+        network = isinstance(e, httpx2.HTTPError)  # else a name that none can have, or no hub's answer
+        remedy = REMEDY if network else "a name is OWNER/NAME; HF_ENDPOINT must be a hub or a mirror of it"
+        raise UserError(f"{repo} cannot be listed at {constants.ENDPOINT}: {_reason(e)} ({remedy})") from e
+    if odd := [f.name for f in files if not may_lie_here(f.name)]:
+        print0(f"note: {len(odd)} file(s) of {repo} are left out, for names like {odd[0]!r}")
+    files = sorted((f for f in files if may_lie_here(f.name)), key=lambda f: f.name)
     if not files:
         place = f"the folder {under} of {repo}" if under else repo
         raise UserError(f"{place} has no {suffix} file at revision {revision}: choose another repository or folder")
-    return Listing(repo, commit, tuple(sorted(files, key=lambda f: f.name)))
+    return Listing(repo, commit, tuple(files))
 
 
 def _ask(url: str) -> tuple[Any, str]:
@@ -117,12 +94,12 @@ def _ask(url: str) -> tuple[Any, str]:
     import httpx2
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status
 
     for attempt in range(LIST_ATTEMPTS):
         wait = None
         try:
-            answer = get_session().get(url, headers=build_hf_headers(), timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            answer = get_session().get(url, headers=_headers(url), timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(answer)
             break
         except OfflineModeIsEnabled:
@@ -134,6 +111,17 @@ def _ask(url: str) -> tuple[Any, str]:
                 wait = _asked_to_wait(e.response.headers)
         time.sleep(_pause(attempt, wait))
     return answer.json(), answer.links.get("next", {}).get("url", "")
+
+
+def _headers(url: str) -> dict[str, str]:
+    """What the library sends along; the token only to the hub itself, wherever the link to a next page may lead."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    headers = build_hf_headers(token=None if url.startswith(f"{constants.ENDPOINT}/") else False)
+    if not headers.get("authorization", "").isascii():
+        raise UserError("HF_TOKEN holds characters that no token has: set it to the token of your account, or unset it")
+    return headers
 
 
 def _why_not_listed(repo: str, revision: str, under: str, error) -> str:
@@ -152,60 +140,27 @@ def _why_not_listed(repo: str, revision: str, under: str, error) -> str:
     return f"{repo} cannot be listed at {where}: HTTP {status} ({REMEDY})"
 
 
-def _check_name(repo: str, name: str) -> None:
-    """A repository is not trusted to choose where on this disk a file goes."""
-    parts = PurePosixPath(name).parts
-    if "\\" in name or ":" in name or name.startswith("/") or any(p.startswith(".") for p in parts) or not parts:
-        raise UserError(f"{repo} holds a file named {name!r}, which is not fetched: choose a folder of it without it")
-
-
-def check_disk(folder: str | Path, needed_bytes: int) -> None:
-    """Refuse to start what cannot be finished: UserError if the disk of `folder` has fewer free bytes."""
-    there = Path(folder).absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed_bytes:
-        raise UserError(f"{folder} needs {needed_bytes:,} bytes and the disk has {free:,} free: free some, "
-                        "or set NANOCHAT_BASE_DIR to a folder on a larger disk")
-
-
-def what_is_wrong(path: Path, file: HubFile) -> str | None:
-    """None if `path` holds exactly the bytes that the hub names, else what differs."""
-    size = path.stat().st_size
-    if size != file.bytes:
-        return f"{size:,} bytes instead of {file.bytes:,}"
-    if file.sha256:
-        return None if sha256_file(path) == file.sha256 else "its SHA-256 is not the one that the hub names"
-    digest = hashlib.sha1(b"blob %d\0" % size)  # a git object: small, and git knows no other name for it
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return None if digest.hexdigest() == file.blob_id else "its git id is not the one that the hub names"
-
-
 # --------------------------------------------------------------------------- fetching
 
 
 def fetch(listing: Listing, files: Iterable[HubFile], folder: str | Path, *, workers: int = 8,
-          landed: Callable[[HubFile, Path], None] | None = None) -> list[Path]:
+          landed: Callable[[HubFile, Path], None] | None = None,
+          trusted: Callable[[HubFile, Path], bool] | None = None) -> list[Path]:
     """Have `files` of `listing` below `folder`, whole and verified; their paths, in the order given.
 
-    A file that is there and right is not fetched again (its bytes are hashed, though). `landed(file, path)` is called
-    in the caller's thread, once for each file, as soon as it is there, fetched or found. Ctrl-C ends it at once, and
-    so does an error out of `landed`; the next call goes on where this one stopped.
+    A file that is there and right is not fetched again. Its bytes are hashed, unless `trusted(file, path)` says that
+    this was done: it is asked (in any thread) at the start, and again under the file's lock. `landed(file, path)` is
+    called in the caller's thread, once for each file, as soon as it is there, fetched or found, and before another
+    process gets the file's lock. Ctrl-C ends it at once, and so does an error out of `landed`; the next call goes on
+    where this one stopped. Where all is there and trusted nothing is written, not even a lock.
     Raises UserError: disk too small or not writable; or, after all others are there, one that names each file that
     could not be had and why.
     """
     files, folder = list(dict.fromkeys(files)), Path(folder)
     for file in files:
-        _check_name(listing.repo, file.name)
-    job = _Job(listing, files, folder)
-    missing = [f for f in files if _size(folder / f.name) != f.bytes]
-    check_disk(folder, sum(max(0, f.bytes - _size(job.part(f))) for f in missing))
-    if missing:
-        size = sum(f.bytes for f in missing) / 1e6
-        print0(f"fetching {len(missing)} file(s), {size:,.1f} MB, of {listing.repo} ({listing.revision[:12]})")
+        if not may_lie_here(file.name):
+            raise UserError(f"{listing.repo} holds a file named {file.name!r}, which is not fetched: do without it")
+    job = _Job(listing, folder, trusted or (lambda file, path: False))
     failed: dict[str, str] = {}
 
     def decided(file: HubFile, problem: str | None) -> None:
@@ -214,7 +169,19 @@ def fetch(listing: Listing, files: Iterable[HubFile], folder: str | Path, *, wor
         elif landed:
             landed(file, folder / file.name)
 
-    job.run(max(1, workers), decided)
+    unsure = []
+    for file in files:
+        if job.trusts(file):
+            decided(file, None)
+        else:
+            unsure.append(file)
+    missing = [f for f in unsure if size_of(folder / f.name) != f.bytes]
+    check_disk(folder, sum(max(0, f.bytes - size_of(job.part(f))) for f in missing))
+    if missing:
+        size = sum(f.bytes for f in missing) / 1e6
+        print0(f"fetching {len(missing)} file(s), {size:,.1f} MB, of {listing.repo} ({listing.revision[:12]})")
+    if unsure:
+        job.run(unsure, max(1, workers), decided)
     if failed:
         reasons = ", ".join(f"{name} ({why})" for name, why in sorted(failed.items()))
         raise UserError(f"could not fetch {len(failed)} of {len(files)} file(s) of {listing.repo}: {reasons}: {REMEDY}")
@@ -238,42 +205,50 @@ class _Stopped(Exception):
 class _Job:
     """One call of `fetch`: threads that take files from a list, and what they report."""
 
-    def __init__(self, listing: Listing, files: list[HubFile], folder: Path):
-        self.listing, self.files, self.folder = listing, files, folder
+    def __init__(self, listing: Listing, folder: Path, trusted: Callable[[HubFile, Path], bool]):
+        self.listing, self.folder, self.trusted = listing, folder, trusted
         self.staging = folder / STAGING
         self.stop = threading.Event()
         self.todo: queue.SimpleQueue[tuple[HubFile, bool]] = queue.SimpleQueue()  # file, wait for its lock?
-        self.done: queue.SimpleQueue[tuple[HubFile, str | None | BaseException]] = queue.SimpleQueue()
-        self.have: dict[str, int] = dict.fromkeys((f.name for f in files), 0)  # bytes of each, for the progress bar
+        self.done: queue.SimpleQueue[tuple[HubFile, str | None | BaseException, threading.Event]] = queue.SimpleQueue()
+        self.have: dict[str, int] = {}  # bytes of each file, for the progress bar
 
     def part(self, file: HubFile) -> Path:
         """Where the bytes of `file` gather. Other content (of another revision) gathers elsewhere."""
-        key = hashlib.sha256(f"{file.name} {file.sha256 or file.blob_id}".encode()).hexdigest()[:16]
-        return self.staging / f"{PurePosixPath(file.name).name[:100]}.{key}.part"
+        key = hashlib.sha256(f"{file.name} {file.sha256 or file.blob_id}".encode()).hexdigest()[:32]
+        return self.staging / f"{key}.part"  # no part of its name: that may be as long as a name can be
 
-    def run(self, workers: int, decided: Callable[[HubFile, str | None], None]) -> None:
+    def trusts(self, file: HubFile) -> bool:
+        path = self.folder / file.name
+        return path.is_file() and self.trusted(file, path)
+
+    def run(self, files: list[HubFile], workers: int, decided: Callable[[HubFile, str | None], None]) -> None:
         """Call `decided(file, None)` or `decided(file, why it could not be had)` for each file, here, one at a time."""
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(_not_written(self.folder, e)) from e
-        for file in self.files:
+        for file in files:
+            self.have[file.name] = 0
             self.todo.put((file, False))
         # Daemons: at Ctrl-C nobody waits for a thread that waits for a silent server.
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.files)))]
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(files)))]
         for thread in threads:
             thread.start()
-        total, left = sum(f.bytes for f in self.files), len(self.files)
+        total, left = sum(f.bytes for f in files), len(files)
         try:
             with stage_progress() as tell:
                 while left:
                     tell(f"bytes of {self.listing.repo}", sum(self.have.values()), total)
-                    with contextlib.suppress(queue.Empty):
-                        file, problem = self.done.get(timeout=0.2)
-                        if isinstance(problem, BaseException):
-                            raise problem
-                        left -= 1
-                        decided(file, problem)
+                    try:
+                        file, problem, heard = self.done.get(timeout=0.2)
+                    except queue.Empty:
+                        continue
+                    if isinstance(problem, BaseException):
+                        raise problem
+                    decided(file, problem)
+                    heard.set()
+                    left -= 1
         finally:
             self.stop.set()
             deadline = time.monotonic() + 1
@@ -292,20 +267,27 @@ class _Job:
                 return
             try:
                 with FileLock(f"{self.part(file)}.lock").acquire(blocking=patient, cancel_check=self.stop.is_set):
-                    self.done.put((file, self._have(file)))
+                    self._report(file, self._have(file))
             except Timeout:
                 self.todo.put((file, True))
             except _Stopped:
                 return
             except OSError as e:  # the disk's; what the network does is an attempt that failed
-                self.done.put((file, UserError(_not_written(self.folder, e))))
+                self._report(file, UserError(_not_written(self.folder, e)))
             except BaseException as e:  # a bug: the caller's thread raises it
-                self.done.put((file, e))
+                self._report(file, e)
+
+    def _report(self, file: HubFile, problem: str | None | BaseException) -> None:
+        """Tell the caller's thread, and wait until it has heard: who gets the lock next finds what it has recorded."""
+        heard = threading.Event()
+        self.done.put((file, problem, heard))
+        while not (heard.wait(0.1) or self.stop.is_set()):
+            pass
 
     def _have(self, file: HubFile) -> str | None:
         """See to it that `file` is there; None, or why it could not be had. Its lock is held."""
         path, part = self.folder / file.name, self.part(file)
-        if not path.is_file() or what_is_wrong(path, file):
+        if not self.trusts(file) and (not path.is_file() or what_is_wrong(path, file)):
             if problem := self._download(file, part):
                 return problem
             with open(part, "rb+") as f:
@@ -319,22 +301,24 @@ class _Job:
     def _download(self, file: HubFile, part: Path) -> str | None:
         """Attempts, until `part` is whole and right (None) or they are used up (the last one's reason)."""
         attempts = idle = wrong = 0
+        counted, enough = size_of(part), min(PROGRESS, max(1, file.bytes // 100))
         while True:
-            before, attempts = _size(part), attempts + 1
+            attempts += 1
             try:
-                if before < file.bytes or not part.exists():
+                if size_of(part) < file.bytes or not part.exists():
                     self._request(file, part)
                 problem = what_is_wrong(part, file)
                 if not problem:
                     return None
-                failure = _Failed(problem, discard=_size(part) >= file.bytes)
+                failure = _Failed(problem, discard=size_of(part) >= file.bytes)
             except _Failed as e:
                 failure = e
             if failure.discard:
                 part.unlink(missing_ok=True)
                 wrong += 1
-            idle = 0 if _size(part) > before else idle + 1
-            self.have[file.name] = _size(part)
+            size = self.have[file.name] = size_of(part)
+            idle = 0 if size - counted >= enough else idle + 1
+            counted = min(counted, size) if idle else size
             if failure.final:
                 return str(failure)
             if idle >= ATTEMPTS or wrong >= WRONG_CONTENTS:
@@ -347,11 +331,10 @@ class _Job:
         import httpx2
         from huggingface_hub import constants, get_session, hf_hub_url
         from huggingface_hub.errors import OfflineModeIsEnabled
-        from huggingface_hub.utils import build_hf_headers
 
         url = hf_hub_url(self.listing.repo, file.name, repo_type="dataset", revision=self.listing.revision)
-        start = _size(part)
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # bytes as they are: an offset must mean one
+        start = size_of(part)
+        headers = {**_headers(url), "Accept-Encoding": "identity"}  # bytes as they are: an offset must mean one
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
@@ -417,14 +400,6 @@ def _pause(failures: int, asked: float | None) -> float:
     if asked is not None:
         return min(asked, RETRY_AFTER_MAX) + CHANCE.uniform(0, BACKOFF)
     return min(BACKOFF_MAX, BACKOFF * 2.0**failures) * CHANCE.uniform(0.5, 1)
-
-
-def _size(path: Path) -> int:
-    """The bytes of a file; 0 if there is none."""
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,9 @@ A file whose size, times and inode (`stat`) are as recorded is taken to be the f
 hashed again, so a copied or touched file is fine and an altered one is named. Not covered: file systems whose times are
 coarser than TICK_NS, and whoever writes to the disk beside the file system; for those there is `--verify`.
 
+A manifest belongs to the place of its folder: a folder that is moved, or whose manifest is deleted, is taken in anew,
+and if it has changed since, with another validation split (a hub source: at another commit).
+
 dataset.py uses it; there is nothing to run here.
 """
 
@@ -25,11 +28,11 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +43,11 @@ from nanochat.hub import HubFile, Listing
 VERSION = 2
 TICK_NS = 20_000_000  # the clock that stamps files moves on at least this often (100 Hz kernels, twice)
 HASHERS = 4  # threads: hashlib and the disk work without Python's lock
+T = TypeVar("T")
+
+
+class NeedsLock(Exception):
+    """Something must be made, written or refused, and that is for the holder of the manifest's lock to do."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,13 @@ class Manifest:
     asked: int = 0
     pins: Pins | None = None
     files: dict[str, Entry] = field(default_factory=dict)
-    converted: dict[str, dict[str, Entry]] = field(default_factory=dict)  # by folder beside the manifest, newest last
+    converted: dict[str, dict[str, Entry]] = field(default_factory=dict)  # by folder beside the manifest
+    version: int = VERSION  # of the file that was read
+    held: bool = False  # is it locked, and by us?
+
+    def need_lock(self) -> None:
+        if not self.held:
+            raise NeedsLock
 
     def save(self) -> None:
         """Write it, whole or not at all, and only if it says something new."""
@@ -91,7 +105,11 @@ class Manifest:
             "files": _entries_json(self.files), "converted": {k: _entries_json(e) for k, e in self.converted.items()},
             "listing": {f.name: [f.bytes, f.sha256, f.blob_id] for f in listed.files}})
         if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
-            atomic_write(self.path, text)
+            self.need_lock()
+            try:
+                atomic_write(self.path, text)
+            except OSError as e:
+                raise _not_written(self.path, e) from e
 
 
 def _entries_json(entries: dict[str, Entry]) -> dict[str, dict[str, Any]]:
@@ -115,14 +133,16 @@ def _dump(content: dict[str, Any]) -> str:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest at `path`, an empty one if there is none. One of version 1 keeps its pins: the split stays put."""
+    """The manifest at `path`, an empty one if there is none. One of version 1 knows the pins, and each file's content
+    but not where its text lies.
+    """
     if not path.exists():
         return Manifest(path)
     try:
         d = json.loads(path.read_text(encoding="utf-8"))
         if d["version"] == 1:
-            print0(f"note: {path} is of an older version: all files are hashed once more, the validation split is kept")
-            return Manifest(path, pins=_pins(d["val"]))
+            files = {name: Entry(e["bytes"], e["sha256"], (), (0, 0, 0)) for name, e in d["files"].items()}
+            return Manifest(path, pins=_pins(d["val"]), files=files, version=1)
         if d["version"] > VERSION:
             raise UserError(f"{path} was written by a newer nanochat: use that one, or set NANOCHAT_BASE_DIR elsewhere")
         listed = tuple(HubFile(name, *values) for name, values in d["listing"].items())
@@ -132,12 +152,24 @@ def load_manifest(path: Path) -> Manifest:
             {k: _entries(e) for k, e in d["converted"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} cannot be read ({type(e).__name__}: {printable(str(e))}): delete it and the source is "
-                        "taken in anew") from None
+                        "taken in anew (if it has changed: another commit, another validation split)") from None
 
 
 def _pins(d: dict[str, Any]) -> Pins:
     return Pins(tuple((str(name), str(sha), int(i)) for name, sha, i in d["units"]), tuple(d["documents"]),
                 tuple(d["rewrite"]), d.get("file", ""))
+
+
+def with_manifest(path: Path, work: Callable[[Manifest], T], *, alone: bool = False) -> T:
+    """`work(manifest)`; only if that raises `NeedsLock` (or is to be `alone`), once more with the lock.
+
+    So a source that is ready can be read while another process converts for hours, and where nothing can be written.
+    """
+    if not alone:
+        with contextlib.suppress(NeedsLock):
+            return work(load_manifest(path))
+    with locked(path) as manifest:
+        return work(manifest)
 
 
 @contextlib.contextmanager
@@ -151,12 +183,18 @@ def locked(path: Path) -> Iterator[Manifest]:
         print0(f"waiting for another process that prepares {path.parent.name}")
         lock.acquire()
     except OSError as e:
-        raise UserError(f"cannot write to {path.parent} ({e.strerror or e}): set NANOCHAT_BASE_DIR to a folder where "
-                        "you can write") from e
+        raise _not_written(path, e) from e
     try:
-        yield load_manifest(path)
+        manifest = load_manifest(path)
+        manifest.held = True
+        yield manifest
     finally:
         lock.release()
+
+
+def _not_written(path: Path, e: OSError) -> UserError:
+    return UserError(f"cannot write to {path.parent} ({e.strerror or e}): set NANOCHAT_BASE_DIR to a folder where you "
+                     "can write")
 
 
 # --------------------------------------------------------------------------- what is there
@@ -253,20 +291,24 @@ def describe_all(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
 
 def as_now(folder: Path, names: Sequence[str], known: dict[str, Entry]) -> dict[str, Entry]:
     """The entries of `names` as the files are now; one that looks as `known` says is not read again."""
-    found = {name: known[name] for name in names if name in known and _looks_the_same(folder / name, known[name])}
+    found = {name: known[name] for name in names if name in known and looks_the_same(folder / name, known[name])}
     found |= describe_all(folder, [name for name in names if name not in found])
     return {name: found[name] for name in names}
 
 
-def _looks_the_same(path: Path, entry: Entry) -> bool:
+def looks_the_same(path: Path, entry: Entry) -> bool:
+    """Whether a file has the size, times and inode that were recorded: then its bytes are taken to be the same."""
     try:
         return _signature(path.stat()) == (entry.bytes, *entry.stat)
     except OSError:
         return False
 
 
-def compare(folder: Path, known: dict[str, Entry], *, verify: bool = False) -> tuple[dict[str, Entry], list[str]]:
+def compare(folder: Path, known: dict[str, Entry], *, verify: bool = False,
+            held: bool = True) -> tuple[dict[str, Entry], list[str]]:
     """`known` files against the disk: `(entries, what is wrong)`; entries get the new stat where only that has moved.
+
+    Without the lock (`held`), `NeedsLock` where anything is to be hashed or said: one process does, the others wait.
 
     `verify`: every file is hashed, however familiar it looks. Problems read `"missing a.parquet"`, `"truncated
     b.parquet (10 of 200 bytes)"`, `"altered c.parquet (its SHA-256 differs)"`.
@@ -286,6 +328,8 @@ def compare(folder: Path, known: dict[str, Entry], *, verify: bool = False) -> t
             problems.append(f"altered {printable(name)} ({status.st_size:,} instead of {entry.bytes:,} bytes)")
         elif verify or _signature(status)[1:] != entry.stat:
             doubtful.append(name)
+    if (doubtful or problems) and not held:
+        raise NeedsLock
     with ThreadPoolExecutor(HASHERS) as pool:
         looks = pool.map(lambda name: _seen_again(folder / name, known[name]), doubtful)
         for name, entry in zip(doubtful, progress(looks, total=len(doubtful), description="hashing"), strict=True):

@@ -11,7 +11,7 @@ row is BOS with target -1. A row is kept as T + 1 ids and, for each, whether it 
 before it, for as long as possible: a quarter of the memory of two int64 arrays, and packing is little but copying.
 
     ids    bos 1 2 3 4 | bos 4 5 bos bos        inputs: the first T of them; targets: the last T, where `learn` is 1
-    learn   0  1 1 1 1 |  0  0 1  1   0
+    learn   .  1 1 1 1 |  .  0 1  1   0
 
 Pure functions on numpy arrays; the oracle is tests/reference/packing.py, the benchmark bench/dataloader.py.
 """

@@ -84,7 +84,7 @@ def _produce(items: Iterator[Any], hatch: _Hatch) -> None:
                 hatch.put("item", next(items))
             except StopIteration:
                 return hatch.put("end")
-    except BaseException as e:
+    except BaseException as e:  # also what is no Exception, as the panic of an extension in Rust
         hatch.put("error", e)
 
 
@@ -93,5 +93,5 @@ def _end(stages: list[tuple[_Hatch, threading.Thread]]) -> None:
         hatch.close()
     deadline = time.monotonic() + 5  # an item takes a second or two; a disk that hangs must not keep the program
     for _, thread in stages:
-        if thread is not threading.current_thread():
+        if thread is not threading.current_thread():  # where the garbage collector ran when it let go of the owner
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -23,15 +23,15 @@ from pathlib import Path
 from nanochat import hub
 from nanochat.common import UserError, get_base_dir
 from nanochat.documents import FORMATS, build_once
-from nanochat.manifest import Manifest, describe, load_manifest, locked
+from nanochat.manifest import Manifest, describe, load_manifest, locked, looks_the_same, printable
 
 FINEWEB_EDU = "karpathy/fineweb-edu-100b-shuffle"
 DEFAULT_SHARDS = 8
 GRAMMAR = "pocket, fineweb-edu[:N], hub:OWNER/NAME[/FOLDER][@REVISION][:N] or a folder"
 
-_FINEWEB = re.compile(r"(?:fineweb-edu|hub)(?::(?P<shards>\d+))?")
+_FINEWEB = re.compile(r"(?:fineweb-edu|hub)(?::(?P<shards>\d{1,9}))?", re.ASCII)
 _REPOSITORY = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?P<under>(?:/[^/@:]+)*)/?"
-                         r"(?:@(?P<revision>[^:@]+))?(?::(?P<shards>\d+))?", re.ASCII)
+                         r"(?:@(?P<revision>[^:@]+))?(?::(?P<shards>\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -100,20 +100,28 @@ def data_dir(data: str | Path) -> Path:
     source = parse_source(data)
     if source.on_hub:
         folder = get_base_dir() / "hub_data" / hub_slug(source)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"cannot create {folder} ({e.strerror}): set NANOCHAT_BASE_DIR to a folder where you can "
+                            "write") from e
         return folder
     if source.label == "pocket":
         return build_once(pocket_dir(), _generate)
-    folder = Path(data).expanduser()
-    if not folder.exists():
-        repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(data), re.ASCII)
-        hint = f" (for the dataset of that name on the hub: --data=hub:{data})" if repository else ""
-        raise UserError(f"data folder {data} does not exist: give a folder of {FORMATS} files, or another source: "
-                        f"{GRAMMAR.removesuffix(' or a folder')}{hint}")
-    if not folder.is_dir():
-        raise UserError(f"{data} is a file: give the folder that holds it")
-    if not any(folder.iterdir()):
-        raise UserError(f"data folder {data} is empty: put {FORMATS} files into it")
+    try:
+        folder = Path(data).expanduser()
+        if not folder.exists():
+            repository = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(data), re.ASCII)
+            hint = f" (for the dataset of that name on the hub: --data=hub:{data})" if repository else ""
+            raise UserError(f"data folder {data} does not exist: give a folder of {FORMATS} files, or another source: "
+                            f"{GRAMMAR.removesuffix(' or a folder')}{hint}")
+        if not folder.is_dir():
+            raise UserError(f"{data} is a file: give the folder that holds it")
+        if not any(folder.iterdir()):
+            raise UserError(f"data folder {data} is empty: put {FORMATS} files into it")
+    except (OSError, RuntimeError) as e:  # RuntimeError: ~somebody whom nobody knows
+        raise UserError(f"data folder {printable(str(data)[:200])} cannot be read ({getattr(e, 'strerror', '') or e}): "
+                        "give one that you can read") from e
     return folder
 
 
@@ -131,9 +139,6 @@ def _generate(folder: Path) -> None:
 
 
 # --------------------------------------------------------------------------- the hub
-
-
-_settled: dict[Path, int] = {}  # N by manifest: what another process asks for must not reach a run that has begun
 
 
 def hub_manifest(source: Source) -> Path:
@@ -168,7 +173,7 @@ def remember(source: Source, shards: int) -> None:
     manifest = listed(source)
     wanted_files(source, manifest, shards)  # as many as there are?
     with locked(manifest.path) as manifest:
-        manifest.asked = _settled[manifest.path] = shards
+        manifest.asked = shards
         manifest.save()
 
 
@@ -176,8 +181,7 @@ def wanted_files(source: Source, manifest: Manifest, shards: int = 0) -> tuple[h
     """The files that `source` means: the one for validation and the first N others."""
     files = manifest.listing.files if manifest.listing else ()
     most = max(1, len(files) - 1)  # a single file is divided
-    n = shards or source.shards
-    n = n or _settled.setdefault(manifest.path, manifest.asked or min(DEFAULT_SHARDS, most))
+    n = shards or source.shards or manifest.asked or min(DEFAULT_SHARDS, most)
     if n > most:
         raise UserError(f"{source.label}: {source.repo} has {len(files)} parquet file(s), one for validation: ask "
                         f"for at most {most} training shards instead of {n}")
@@ -188,17 +192,23 @@ def fetch_missing(source: Source, wanted: Iterable[hub.HubFile]) -> Path:
     """See to it that the wanted files are there and in the manifest; returns the folder that holds them.
 
     The manifest is locked for moments only, not while files come: a run that needs 8 of them does not wait for a
-    process that fetches 240.
+    process that fetches 240. What another process has recorded meanwhile is not hashed again.
     """
     folder, manifest = data_dir(source.label), listed(source)
     missing = [f for f in wanted if f.name not in manifest.files or not (folder / f.name).is_file()]
 
+    def recorded(file: hub.HubFile, path: Path) -> bool:
+        entry = load_manifest(manifest.path).files.get(file.name)
+        return entry is not None and looks_the_same(path, entry)
+
     def record(file: hub.HubFile, path: Path) -> None:
+        if recorded(file, path):
+            return
         entry = describe(path)
         with locked(manifest.path) as now:
             now.files[file.name] = entry
             now.save()
 
     if missing:
-        hub.fetch(manifest.listing, missing, folder, landed=record)
+        hub.fetch(manifest.listing, missing, folder, landed=record, trusted=recorded)
     return folder

@@ -189,7 +189,7 @@ class RustBPETokenizer:
         return "".join(f"{base64.b64encode(token).decode('ascii')} {rank}\n" for token, rank in self._ranks)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over ranks, pattern and special tokens: equal fingerprints encode alike."""
+        """SHA-256 (hex) over ranks, pattern and special tokens: equal fingerprints encode alike (but see `_parts`)."""
         return _fingerprint(self._ranks_text(), self.pattern, self._special)
 
     def save(self, directory: str | Path) -> None:

@@ -11,7 +11,6 @@ There is nothing to run here; dataloader.py makes batches of windows.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +20,8 @@ from nanochat.common import UserError, print0
 from nanochat.dataset import corpus, read_unit
 from nanochat.packing import Packed, Piece, cut, pack_documents, pack_pieces
 from nanochat.tokenizer import Rendered
+from tasks.common import Task
+from tasks.rows import rows_fingerprint
 
 WINDOW_ROWS = 2048  # wide enough that best-fit wastes under 0.5%; a resume repeats at most this much work
 WINDOW_TOKENS = 2**23  # beyond rows of 4 096 tokens a window has fewer rows, down to an eighth: memory
@@ -102,6 +103,20 @@ class TextSource:
         return _window(pack_documents(documents, self.bos, self.T, rng), stop, {"documents": len(documents)})
 
 
+def _content(task: Any) -> dict[str, str]:
+    """Fingerprints of what a task holds, its parts first: so the message of a resume names the one that has changed.
+
+    A mixture -> `{"task GSM8K": "9c41…", "task my.jsonl": "07d2…", "tasks": "e5b0…"}`; plain rows -> `{"rows": "3a…"}`.
+    """
+    if not isinstance(task, Task):
+        return {"rows": rows_fingerprint(task.__getitem__, len(task))}
+    parts: dict[str, str] = {}
+    for name, fingerprint in task.parts():
+        if fingerprint not in parts.get(key := f"task {name}", ""):  # listed twice, or two slices of one
+            parts[key] = f"{parts.get(key, '')} {fingerprint}".lstrip()
+    return {**parts, "tasks": task.fingerprint()}
+
+
 class ConversationSource:
     """Conversations: units are index ranges of a (shuffled) task."""
 
@@ -109,18 +124,9 @@ class ConversationSource:
         self.task, self.tokenizer, self.T, self.seed, self.shuffle = task, tokenizer, T, seed, shuffle
         self.bos, self.threads, self.speak = tokenizer.get_bos_token_id(), threads, speak
         self.faults: dict[str, str] = {}
-        self.identity = {"stream": STREAM, "conversations": len(task), "sample": self._sample(), "shuffle": shuffle,
+        self.noted: set[str] = getattr(task, "noted", set())  # the task's own: a validation set is loaded many times
+        self.identity = {"stream": STREAM, "conversations": len(task), **_content(task), "shuffle": shuffle,
                          "tokenizer": tokenizer.fingerprint()[:16], "seq_len": T, "seed": seed}
-
-    def _sample(self) -> str:
-        """A hash of a few rows: most other data of the same length is told from this."""
-        digest = hashlib.sha256()
-        for index in range(0, len(self.task), max(1, len(self.task) // 16)):
-            try:
-                digest.update(repr(self._row(index)).encode("utf-8", "surrogatepass"))
-            except RecursionError:  # a row of nonsense; the loader will leave it out
-                continue
-        return digest.hexdigest()[:16]
 
     def num_units(self) -> int:
         return -(-len(self.task) // CONVERSATIONS_PER_UNIT)
@@ -154,7 +160,8 @@ class ConversationSource:
         if kind not in self.faults:
             where = getattr(self.task, "where", lambda i: f"conversation {i} of {type(self.task).__name__}")(index)
             self.faults[kind] = f"{where}: {error}"
-            if self.speak:
+            if self.speak and kind not in self.noted:
+                self.noted.add(kind)
                 print0(f"note: left out, and all others like it: {self.faults[kind]}")
         return []
 

@@ -18,7 +18,7 @@ from nanochat.batch_size import memory_named
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.dataloader import tokenizing_distributed_data_loader_with_state
-from nanochat.dataset import text_iterator
+from nanochat.dataset import Corpus, corpus, text_iterator
 from nanochat.loss_eval import LossResult, continue_openings, evaluate_loss, first_rows
 from nanochat.report import get_report
 
@@ -45,11 +45,12 @@ class Config:
     """Which training text is measured: the order of the loader."""
 
 
-def measure(model: Any, tokenizer: Any, split: str, config: Config, rank: int, world_size: int) -> LossResult:
+def measure(model: Any, tokenizer: Any, text: Corpus, split: str, config: Config, rank: int,
+            world_size: int) -> LossResult:
     """The loss over the first `split_tokens` tokens of a split, shared among the ranks."""
     rows = 32 if config.device_batch_size == "auto" else config.device_batch_size
     loader = tokenizing_distributed_data_loader_with_state(
-        tokenizer, rows, model.config.sequence_len, split, data=config.data,
+        tokenizer, rows, model.config.sequence_len, split, data=text,
         device=model.get_device(), seed=config.seed, rank=rank, world_size=world_size)
     remedy = f"--device_batch_size={rows // 2}" if rows > 1 else "--device_type=cpu"
     with loader, memory_named("the forward pass", rows, loader.T, remedy):
@@ -64,14 +65,15 @@ def main(config: Config) -> None:
     _, rank, _, world_size, device = compute_init(config.device_type, config.seed)
     dtype = resolve_dtype(config.dtype, device.type)
     model, tokenizer, meta = load_model("base", device, "eval", config.model_tag, config.step, dtype)
+    text = corpus(config.data)
     result: dict[str, Any] = {"config": asdict(config), "data": config.data, "model": meta["parent"]}
     for split in ("train", "val"):
-        loss = measure(model, tokenizer, split, config, rank, world_size)
+        loss = measure(model, tokenizer, text, split, config, rank, world_size)
         result |= {f"{split}_bpb": loss.bpb, f"{split}_loss": loss.nats_per_token, f"{split}_tokens": loss.tokens,
                    f"{split}_bytes": loss.bytes}
         print0(f"{split:5} {loss.bpb:.4f} bits per byte, {loss.nats_per_token:.4f} nats per token "
                f"({loss.tokens:,} tokens, {loss.bytes:,} bytes of {config.data})")
-    texts = text_iterator(config.data, "val")
+    texts = text_iterator(text, "val")
     result["samples"] = continue_openings(model, tokenizer, texts) if rank == 0 else []
     for one in result["samples"]:
         print0(f"  {one['prompt']} ▸{one['completion']}")

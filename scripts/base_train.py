@@ -72,7 +72,8 @@ def main(config: Config) -> None:
     check_sizes(config, config.max_seq_len)  # before any work
     _, rank, _, world_size, device = compute_init(config.device_type, config.seed, deterministic=config.deterministic)
     tokenizer = get_tokenizer()
-    corpus(config.data)  # now, not at the first step: what is missing is made or fetched while the other ranks wait
+    # now and once: what is missing is made or fetched here, and what is done to the source later cannot end the run
+    text = corpus(config.data)
     with torch.device("meta"):
         model = GPT(config_for_depth(config.depth, vocab_size=tokenizer.get_vocab_size(), head_dim=config.head_dim,
                                      sequence_len=config.max_seq_len, aspect_ratio=config.aspect_ratio))
@@ -84,14 +85,14 @@ def main(config: Config) -> None:
 
     def loader(split: str, B: int, state: dict | None = None) -> Loader:
         return tokenizing_distributed_data_loader_with_state(
-            tokenizer, B, config.max_seq_len, split, data=config.data, device=device, state=state, seed=config.seed,
+            tokenizer, B, config.max_seq_len, split, data=text, device=device, state=state, seed=config.seed,
             rank=rank, world_size=world_size)
 
     samples: list[dict[str, str]] = []
 
     def sample(state: TrainState) -> None:
         if rank == 0:
-            samples[:] = continue_openings(model, tokenizer, text_iterator(config.data, "val"))
+            samples[:] = continue_openings(model, tokenizer, text_iterator(text, "val"))
         for one in samples:
             print0(f"  {one['prompt']} ▸{one['completion']}")
 
@@ -102,8 +103,9 @@ def main(config: Config) -> None:
         num_iterations=steps_to_train(config, model.num_parameters(), model.estimate_flops()),
         directory=checkpoint_root("base") / (config.model_tag or f"d{config.depth}"),
         hooks=[Every(config.eval_every, validate), Every(config.sample_every, sample)])
+    read = {split: sum(unit.rows for unit in text.units(split)) for split in ("train", "val")}
     get_report().log("base_train", {"config": asdict(config), "model": asdict(model.config), **result,
-                                    "samples": samples})
+                                    "corpus": {"fingerprint": text.fingerprint, "documents": read}, "samples": samples})
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class ARC(MultipleChoice):
         self.rows = task_rows(
             data, f"arc/{FILES[subset]}_{split}.jsonl", _check, hub=("allenai/ai2_arc", f"{subset}/{split}-")
         )
+        self.content = self.rows.fingerprint
 
     def num_examples(self) -> int:
         return len(self.rows)

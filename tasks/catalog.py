@@ -49,7 +49,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 SIZED = ("spellingbee", "simplespelling", "documents")  # these are as long as one asks for
 ALIASES = {"spelling_bee": "spellingbee", "simple_spelling": "simplespelling"}
-ITEM = re.compile(r"(?P<name>.+?)(?:@(?P<split>\w+))?(?::(?P<rows>\d+))?(?:\*(?P<times>\d+))?")
+ITEM = re.compile(r"(?P<name>.+?)(?:@(?P<split>\w+))?(?::(?P<rows>[0-9]+))?(?:\*(?P<times>[0-9]+))?")
 
 
 def make_task(name: str, data: str = "pocket", split: str = "train", **kw: Any) -> Task:
@@ -79,7 +79,8 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
     tasks: list[Task] = []
     for item in items:
         found = ITEM.fullmatch(item.strip())
-        if found is None or found["times"] == "0" or found["rows"] == "0":
+        numbers = [n for n in found.group("rows", "times") if n is not None] if found else []
+        if found is None or not all(n.strip("0") and len(n) < 10 for n in numbers):
             raise UserError(f'"{item}" is no mixture item: write name[@split][:rows][*times], as in gsm8k:1000*2')
         name, rows = found["name"], found["rows"]
         size_key = "size" if ALIASES.get(name, name) in SIZED else "stop"

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from nanochat.common import UserError
 from nanochat.conversation import rendering
-from tasks.rows import BadRow
+from tasks.rows import BadRow, fingerprint_of, rows_fingerprint
 
 Conversation = dict[str, Any]
 
@@ -32,7 +33,8 @@ class Task:
     """A sequence of conversations with a grader. `start`, `stop`, `step` slice it as they slice a list.
 
     Ten examples, `start=2, stop=99, step=3` -> examples 2, 5, 8: a stop past the end is the end, as for lists.
-    Subclasses give `num_examples()`, `get_example(i)` and, where they can be graded, `eval_type` and `evaluate()`.
+    Subclasses give `num_examples()`, `get_example(i)` and, where they can be graded, `eval_type` and `evaluate()`; and
+    `content`, where there is a cheaper one.
     """
 
     published = False  # whether the hub has a set for it; else its rows come from the pocket world when data is there
@@ -42,6 +44,7 @@ class Task:
         if start < 0 or step < 1 or (stop is not None and stop < 0):
             raise UserError(f"a task slice wants start >= 0, stop >= 0, step >= 1; got {start}:{stop}:{step}")
         self.start, self.stop, self.step = start, stop, step
+        self.noted: set[str] = set()  # kinds of faulty rows that a loader has named: it need not again (windows.py)
 
     def num_examples(self) -> int:
         """How many examples there are before slicing."""
@@ -54,6 +57,19 @@ class Task:
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether `completion` (the assistant's ordinary text, no tool calls) answers `conversation`."""
         raise UserError(f"{type(self).__name__} has no right answers to grade: use it for training only")
+
+    @cached_property
+    def content(self) -> str:
+        """What decides the unsliced examples: hashes of the files they come from, settings. Here: all examples."""
+        return rows_fingerprint(self.get_example, self.num_examples())
+
+    def fingerprint(self) -> str:
+        """16 hex digits, others when the examples are: a resumed run must go on with the same ones."""
+        return fingerprint_of(type(self).__name__, self.start, self.stop, self.step, self.content)
+
+    def parts(self) -> list[tuple[str, str]]:
+        """`(name, fingerprint)` of each task in this one, by which a message can say what has changed."""
+        return [(type(self).__name__, self.fingerprint())]
 
     def _indices(self) -> range:
         return range(self.num_examples())[self.start : self.stop : self.step]
@@ -84,7 +100,7 @@ class TaskMixture(Task):
 
     def __init__(self, tasks: Sequence[Task], seed: int = 42, **slicing: Any) -> None:
         super().__init__(**slicing)
-        self.tasks = list(tasks)
+        self.tasks, self.seed = list(tasks), seed
         self.index_map = [(t, i) for t, task in enumerate(self.tasks) for i in range(len(task))]
         random.Random(seed).shuffle(self.index_map)
 
@@ -98,6 +114,13 @@ class TaskMixture(Task):
     def name_of(self, index: int) -> str:
         task, local = self.index_map[index]
         return self.tasks[task].where(local)
+
+    @cached_property
+    def content(self) -> str:
+        return fingerprint_of(self.seed, *(task.fingerprint() for task in self.tasks))
+
+    def parts(self) -> list[tuple[str, str]]:
+        return [part for task in self.tasks for part in task.parts()]
 
 
 class TaskSequence(Task):
@@ -118,6 +141,13 @@ class TaskSequence(Task):
     def name_of(self, index: int) -> str:
         task, local = self._find(index)
         return task.where(local)
+
+    @cached_property
+    def content(self) -> str:
+        return fingerprint_of(*(task.fingerprint() for task in self.tasks))
+
+    def parts(self) -> list[tuple[str, str]]:
+        return [part for task in self.tasks for part in task.parts()]
 
     def _find(self, index: int) -> tuple[Task, int]:
         """The task that holds example `index`, and its index there."""

@@ -31,7 +31,8 @@ class CustomJSON(Task):
     def __init__(self, filepath: str | Path, **slicing: Any) -> None:
         super().__init__(**slicing)
         self.filepath = Path(filepath)
-        self.rows = [_conversation(row) for row in load_jsonl(self.filepath, lambda row: _check(_conversation(row)))]
+        rows = load_jsonl(self.filepath, lambda row: _check(_conversation(row)))
+        self.rows, self.content = [_conversation(row) for row in rows], rows.fingerprint
 
     def num_examples(self) -> int:
         return len(self.rows)
@@ -41,6 +42,9 @@ class CustomJSON(Task):
 
     def name_of(self, index: int) -> str:
         return f"{self.filepath} row {index + 1}"
+
+    def parts(self) -> list[tuple[str, str]]:
+        return [(self.filepath.name, self.fingerprint())]  # not the folder: a file may be moved
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether an accepted answer stands in the completion as whole words, case and punctuation aside."""

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from nanochat.common import UserError
-from nanochat.dataset import text_iterator
+from nanochat.dataset import corpus, text_iterator
 from tasks.common import Task
 
 
@@ -24,12 +24,16 @@ class Documents(Task):
             raise UserError(f'Documents has no split "{split}": choose train or test')
         if size < 1:
             raise UserError(f"Documents wants a size of at least 1, got {size}")
-        self.size, self.split, self.data = size, "val" if split == "test" else split, data
+        self.size, self.split, self.corpus = size, "val" if split == "test" else split, corpus(data)
 
     @cached_property
     def texts(self) -> list[str]:
         """Read when first needed. A corpus with fewer documents gives all it has."""
-        return list(islice(text_iterator(self.data, self.split), self.size))
+        return list(islice(text_iterator(self.corpus, self.split), self.size))
+
+    @property
+    def content(self) -> str:
+        return f"{self.size} {self.split} {self.corpus.fingerprint}"
 
     def num_examples(self) -> int:
         return len(self.texts)

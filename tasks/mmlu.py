@@ -30,6 +30,7 @@ class MMLU(MultipleChoice):
         if split not in SPLITS:
             raise UserError(f'MMLU has no split "{split}": choose one of {", ".join(SPLITS)}')
         self.rows = task_rows(data, f"mmlu/{split}.jsonl", _check, hub=("cais/mmlu", f"all/{SPLITS[split]}-"))
+        self.content = self.rows.fingerprint
 
     def num_examples(self) -> int:
         return len(self.rows)

@@ -9,28 +9,64 @@ There is nothing to run here; `python -m tasks.catalog gsm8k` shows rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import reprlib
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock
 
 from nanochat.common import UserError, atomic_write, get_base_dir
 from nanochat.dataset import data_dir, on_hub
-from nanochat.hub import HubFile, Listing, fetch, list_files
+from nanochat.hub import HubFile, Listing, fetch, list_files, what_is_wrong
 
 Row = dict[str, Any]
 Check = Callable[[Any], None]  # raises BadRow
 
 
-class BadRow(ValueError):
+class BadRow(UserError):
     """A row of a task file that cannot be used, and why; `load_jsonl` adds the file and the line."""
+
+
+class Rows(list):
+    """Rows that have been read; `fingerprint` is another where a byte of their files is."""
+
+    def __init__(self, rows: Iterable[Any], fingerprint: str) -> None:
+        super().__init__(rows)
+        self.fingerprint = fingerprint
+
+
+class KnownRows(Protocol):
+    """`Rows` or what behaves so."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def fingerprint_of(*values: object) -> str:
+    """16 hex digits: `("GSM8K", 0, None, 1, "5f3a…") -> "0b1c…"`."""
+    return hashlib.sha256(json.dumps([str(value) for value in values]).encode()).hexdigest()[:16]
+
+
+def rows_fingerprint(get: Callable[[int], Any], n: int) -> str:
+    """That of rows with no file behind them: all are read, some 150 000 of 2 kB a second."""
+    digest = hashlib.sha256()
+    for index in range(n):
+        try:
+            said = repr(get(index))
+        except (UserError, RecursionError) as e:  # a bad row, or one nested too deeply; a loader leaves it out
+            said = type(e).__name__
+        digest.update(said.encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 # --------------------------------------------------------------------------- files of one's own
@@ -49,7 +85,7 @@ def fields(**types: type) -> Check:
     return check
 
 
-def load_jsonl(path: str | Path, check: Check | None = None) -> list[Any]:
+def load_jsonl(path: str | Path, check: Check | None = None) -> Rows:
     """The rows of a JSON Lines file; blank lines are skipped. Whatever is wrong with a line names file and line.
 
     Lines end at b"\\n" only: JSON strings may hold U+2028 and other things that `str.splitlines` breaks at. A key that
@@ -59,9 +95,10 @@ def load_jsonl(path: str | Path, check: Check | None = None) -> list[Any]:
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in path.parent.glob("*.jsonl"))) or "nothing of the kind"
         raise UserError(f"{path} is missing (the folder has: {found}): put it there, or choose another --data or split")
-    rows = []
+    rows, digest = [], hashlib.sha256()
     with open(path, "rb") as f:
         for number, line in enumerate(f, start=1):
+            digest.update(line)
             if not line.strip():
                 continue
             try:
@@ -73,12 +110,12 @@ def load_jsonl(path: str | Path, check: Check | None = None) -> list[Any]:
             except json.JSONDecodeError as e:  # its own text counts lines within this one
                 raise UserError(f"{path}:{number}: not JSON: {e.msg} at character {e.pos + 1}: mend or remove this line"
                                 ) from e
-            except (ValueError, RecursionError) as e:
+            except (BadRow, ValueError, RecursionError) as e:
                 raise UserError(f"{path}:{number}: {e}: mend or remove this line") from e
             rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows: write at least one, or choose another file")
-    return rows
+    return Rows(rows, digest.hexdigest()[:16])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -94,7 +131,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --------------------------------------------------------------------------- by the setting
 
 
-def task_rows(data: str, part: str, check: Check, hub: tuple[str, str]) -> Sequence[Row]:
+def task_rows(data: str, part: str, check: Check, hub: tuple[str, str]) -> Shuffled:
     """The rows of one split of one set, in a fixed shuffled order, so that any slice is a fair sample.
 
     (MMLU stands sorted by subject: its first 200 rows are algebra and anatomy.) `part` is the file inside the data
@@ -117,8 +154,8 @@ def task_dir(data: str) -> Path:
 class Shuffled(Sequence[Row]):
     """The same rows in an order that depends on nothing but their number; `without` are left out."""
 
-    def __init__(self, rows: Sequence[Row], seed: int = 42, without: Collection[int] = ()) -> None:
-        self.rows = rows
+    def __init__(self, rows: KnownRows, seed: int = 42, without: Collection[int] = ()) -> None:
+        self.rows, self.fingerprint = rows, fingerprint_of(rows.fingerprint, seed, sorted(without))
         self.order = list(range(len(rows)))
         random.Random(seed).shuffle(self.order)
         if without:
@@ -142,7 +179,9 @@ def hub_rows(repo: str, prefix: str) -> ParquetRows:
     if not files:
         raise UserError(f"{repo} has no parquet file named {prefix}* at revision {listing.revision[:12]}: choose "
                         f"another split or --data=FOLDER, or remove {folder / 'manifest.json'} for the latest revision")
-    return ParquetRows(fetch(listing, files, folder))
+    # trusted if right, so that then no lock is written: the folder may be one that only its owner may write to
+    paths = fetch(listing, files, folder, trusted=lambda file, path: not what_is_wrong(path, file))
+    return ParquetRows(paths, fingerprint_of(*(f"{f.name} {f.sha256 or f.blob_id}" for f in files)))
 
 
 def pinned_listing(repo: str, folder: Path) -> Listing:
@@ -151,12 +190,11 @@ def pinned_listing(repo: str, folder: Path) -> Listing:
     From then on every run has the same rows, without asking the hub. Remove the file to have the latest revision.
     """
     path = folder / "manifest.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "manifest.lock"):  # ranks that start together must not pin two revisions
-        if not path.exists():
-            listing = list_files(repo)
-            atomic_write(path, json.dumps(asdict(listing), indent=1) + "\n")
-            return listing
+    if not path.exists():  # once it does nobody writes it again, so that reading needs no lock
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "manifest.lock"):  # ranks that start together must not pin two revisions
+            if not path.exists():
+                atomic_write(path, json.dumps(asdict(list_files(repo)), indent=1) + "\n")
     try:
         kept = json.loads(path.read_bytes())
         return Listing(kept["repo"], kept["revision"], tuple(HubFile(**file) for file in kept["files"]))
@@ -167,11 +205,11 @@ def pinned_listing(repo: str, folder: Path) -> Listing:
 class ParquetRows(Sequence[Row]):
     """Parquet files as one list of row dicts, kept in Arrow memory (half a million dicts would take many GB)."""
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], fingerprint: str = "") -> None:
         import pyarrow
         import pyarrow.parquet
 
-        self.paths, tables = list(paths), []
+        self.paths, self.fingerprint, tables = list(paths), fingerprint, []
         for path in self.paths:
             try:
                 tables.append(pyarrow.parquet.read_table(path))

@@ -15,7 +15,7 @@ from typing import Any
 from nanochat.common import UserError, print0
 from nanochat.dataset import on_hub
 from tasks.common import Conversation, Task, check_conversation
-from tasks.rows import Row, Shuffled, hub_rows, load_jsonl, task_dir
+from tasks.rows import Row, Rows, Shuffled, fingerprint_of, hub_rows, load_jsonl, task_dir
 
 HUB_REPO = "HuggingFaceTB/smol-smoltalk"
 TEST_NAMES = ("test", "val", "validation")
@@ -26,7 +26,8 @@ class SmolTalk(Task):
     """`SmolTalk("train")` or `SmolTalk("test")`: conversations to learn from; there is nothing to grade.
 
     In a folder, files called `*_test.jsonl` or `*_val.jsonl` (or just `test.jsonl`) are the test split. Without any
-    such file 5% of the conversations are, chosen by a hash of their content: one that occurs twice is on one side.
+    such file 5% of the conversations are, chosen by a hash of their content (one that occurs twice is on one side); of
+    a few, where that would leave a side empty, at least one.
     """
 
     published = True
@@ -39,6 +40,7 @@ class SmolTalk(Task):
             self.rows = _hub_rows(f"data/{split}-")
         else:
             self.rows = Shuffled(_folder_rows(task_dir(data) / "sft", split == "test"))
+        self.content = self.rows.fingerprint
 
     def num_examples(self) -> int:
         return len(self.rows)
@@ -59,19 +61,31 @@ def _hub_rows(prefix: str) -> Shuffled:
     return Shuffled(rows, without=bad)
 
 
-def _folder_rows(folder: Path, test: bool) -> list[Row]:
+def _folder_rows(folder: Path, test: bool) -> Rows:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"{folder} has no .jsonl files: SmolTalk wants conversations there (or choose another --data)")
     held_out = [path for path in files if path.stem.rsplit("_", 1)[-1] in TEST_NAMES]
     if held_out:
-        chosen = held_out if test else [path for path in files if path not in held_out]
-        return [row for path in chosen for row in load_jsonl(path, check_conversation)]
-    rows = [row for path in files for row in load_jsonl(path, check_conversation)]
-    return [row for row in rows if _is_test(row) == test]
+        files = held_out if test else [path for path in files if path not in held_out]
+    read = [load_jsonl(path, check_conversation) for path in files]
+    rows = [row for one in read for row in one]
+    if not held_out:
+        hashes = [_hash(row) for row in rows]
+        chosen = held_out_hashes(set(hashes))
+        rows = [row for row, number in zip(rows, hashes, strict=True) if (number in chosen) == test]
+    return Rows(rows, fingerprint_of(test, *(one.fingerprint for one in read)))
 
 
-def _is_test(row: Row) -> bool:
-    """A fixed 5% of all possible conversations, whatever file or line they stand in."""
+def _hash(row: Row) -> int:
+    """The same for a conversation, whatever file or line it stands in."""
     text = json.dumps(row["messages"], sort_keys=True, ensure_ascii=False)
-    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), 16) % 100 < TEST_PERCENT
+    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), 16)
+
+
+def held_out_hashes(hashes: set[int]) -> set[int]:
+    """A fixed 5% of all possible conversations; of two or more, at least one is held out and one is not."""
+    test = {number for number in hashes if number % 100 < TEST_PERCENT}
+    if not test and len(hashes) > 1:
+        return {min(hashes)}
+    return test - {max(hashes)} if test == hashes and hashes else test

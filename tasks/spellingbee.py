@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,10 @@ class _WordTask(Task):
         self.words = load_words(path)[split == "test"]
         if not self.words:
             raise UserError(f"{path} has no {split} word of {MIN_LETTERS} to {MAX_LETTERS} letters: give a longer list")
+
+    @cached_property
+    def content(self) -> str:
+        return f"{self.size} {self.split} {hashlib.sha256(' '.join(self.words).encode()).hexdigest()}"
 
     def num_examples(self) -> int:
         return self.size

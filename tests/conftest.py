@@ -4,6 +4,11 @@ directory, no network."""
 from __future__ import annotations
 
 import os
+import signal
+
+# A background job inherits an ignored SIGINT, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported, and inherited by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -17,15 +17,14 @@ import random
 import re
 import tempfile
 import unicodedata
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nanochat.common import UserError
 from nanochat.dataloader import conversation_loader
-from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer, pick_tokenizer_class
 from tasks.common import Task
 from tasks.customjson import CustomJSON
+from tests.helpers import byte_tokenizer
 
 TASK_ROWS = 50  # rows that go through the loader together
 LONGEST_LINE = 600  # of what is said about a row, whatever the row holds
@@ -278,12 +277,6 @@ class Rows(Task):
 
     def get_example(self, index: int) -> Any:
         return self.rows[index]
-
-
-@cache
-def byte_tokenizer() -> RustBPETokenizer:
-    """A real one without merges: a token is a byte."""
-    return pick_tokenizer_class().train_from_iterator(["aaaa"], 256 + len(SPECIAL_TOKENS))
 
 
 def check_loader(rows: list[Any], rng: random.Random) -> str:

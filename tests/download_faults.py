@@ -18,7 +18,6 @@ import importlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +99,7 @@ class ForkServer:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.stdout.close()
+        self.process.kill()  # its children are done, or were killed one by one
         self.process.wait()
 
 
@@ -262,8 +262,6 @@ class Trial:
 
     def leave_rotten(self, folder: Path, content: dict[str, bytes], s: Schedule, r: random.Random) -> set[int]:
         """What an earlier run, or a bad disk, has left: a partial or a finished file with wrong bytes."""
-        from nanochat import hub
-
         name = r.choice([n for n, data in content.items() if len(data) > 1] or [""])
         if not s.rotten or not name:
             return set()
@@ -272,11 +270,18 @@ class Trial:
             (folder / "data").mkdir(parents=True)
             (folder / name).write_bytes(r.randbytes(size))
             return {(folder / name).stat().st_ino}
-        entry = next(iter(self.mirror.repos.values())).files[name]
-        job = hub._Job(hub.Listing("", "", ()), [], folder)
-        job.staging.mkdir(parents=True)
-        job.part(hub.HubFile(name, size, entry.sha256)).write_bytes(r.randbytes(r.randint(1, size + 5)))
+        part = self.part(folder, name)
+        part.parent.mkdir(parents=True)
+        part.write_bytes(r.randbytes(r.randint(1, size + 5)))
         return set()
+
+    def part(self, folder: Path, name: str) -> Path:
+        """Where the bytes of a file gather before it is whole."""
+        from nanochat import hub
+
+        entry = next(iter(self.mirror.repos.values())).files[name]
+        job = hub._Job(hub.Listing("", "", ()), folder, lambda file, path: False)
+        return job.part(hub.HubFile(name, entry.bytes, entry.sha256))
 
     def download(self, s: Schedule, repo: str, folder: Path, where: Path, never: str) -> list[str]:
         """Run the processes of a schedule; what they did wrong."""
@@ -302,31 +307,29 @@ class Trial:
                 problems.append(f"failed: {error}")
         return problems
 
-    @staticmethod
-    def parts(folder: Path) -> dict[str, int]:
-        """Bytes that have arrived of each unfinished file, by its name without its folder."""
-        found = {p.name.split(".parquet.")[0]: p.stat().st_size for p in (folder / ".hub").glob("*.part")}
-        return {name: size for name, size in found.items() if size}
+    def parts(self, folder: Path) -> dict[str, int]:
+        """Bytes that have arrived of each unfinished file."""
+        paths = {name: self.part(folder, name) for name in next(iter(self.mirror.repos.values())).files}
+        return {name: p.stat().st_size for name, p in paths.items() if p.exists() and p.stat().st_size}
 
     def not_resumed(self, parts: dict[str, int], asked: int) -> list[str]:
         """Unfinished files that were asked for again after the kill, but never for just the rest of them."""
         problems = []
         files = next(iter(self.mirror.repos.values())).files
         for name, size in parts.items():
-            mine = [a for a in self.mirror.asked[asked:] if f"/{name}.parquet" in a.path and "/cdn/" in a.path]
-            whole = size >= files[f"data/{name}.parquet"].bytes  # checked on the spot: thrown away, or done
+            mine = [a for a in self.mirror.asked[asked:] if a.path.endswith(f"/{name}") and "/cdn/" in a.path]
+            whole = size >= files[name].bytes  # checked on the spot: thrown away, or done
             if mine and not whole and all(a.range != f"bytes={size}-" for a in mine):
                 problems.append(f"{name} has {size} bytes, and after the kill '{mine[0].range}' was asked for")
         return problems
 
-    @staticmethod
-    def left_behind(folder: Path, content: dict[str, bytes], never: str) -> list[str]:
+    def left_behind(self, folder: Path, content: dict[str, bytes], never: str) -> list[str]:
         """Files that are none of the repository's: all but empty locks, and the beginning of what could not be had."""
-        unfinished = re.compile(re.escape(Path(never).name) + r"\.[0-9a-f]{16}\.part") if never else re.compile("(?!)")
+        unfinished = self.part(folder, never) if never else None
         found = []
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             lock = path.suffix == ".lock" and path.parent.name == ".hub" and path.stat().st_size == 0
-            if not (lock or path.relative_to(folder).as_posix() in content or unfinished.fullmatch(path.name)):
+            if not (lock or path.relative_to(folder).as_posix() in content or path == unfinished):
                 found.append(path.relative_to(folder).as_posix())
         return found
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import RustBPETokenizer, pick_tokenizer_class
+from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer, pick_tokenizer_class
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps, the fox runs.",
@@ -19,6 +20,12 @@ TEXT = [
 def small_tokenizer(vocab_size: int = 320) -> RustBPETokenizer:
     """A tokenizer really trained, on a page of text, by whichever trainer is there."""
     return pick_tokenizer_class().train_from_iterator(iter(TEXT), vocab_size)
+
+
+@cache
+def byte_tokenizer() -> RustBPETokenizer:
+    """A real one without merges: a token is a byte."""
+    return pick_tokenizer_class().train_from_iterator(["aaaa"], 256 + len(SPECIAL_TOKENS))
 
 
 def small_model(tokenizer: RustBPETokenizer, *, seed: int = 0, **sizes: int) -> GPT:

@@ -87,9 +87,10 @@ class Fault:
     at: float = 0.5
 
 
-KINDS = ("cut", "wrong", "whole", "416", "429", "429 wait", "500", "503", "stall", "less", "more")
+KINDS = ("cut", "wrong", "whole", "shifted", "408", "416", "429", "429 wait", "500", "503", "stall", "less", "more")
 # cut     the connection ends after a share of the body     wrong  as many bytes as asked for, one of them another
 # whole   200 and all of the file, whatever range was asked for
+# shifted 206 and a range that begins earlier than the one asked for
 # stall   a share of the body, then silence                 more   a Content-Length too large, then the end
 # less    a Content-Length too small, and no more bytes than that
 
@@ -135,6 +136,7 @@ class Asked:
     path: str
     range: str
     token: str
+    encoding: str  # the compression that the client would take
     status: int = 0
     sent: int = 0  # bytes of a file
 
@@ -144,6 +146,7 @@ class Mirror(ThreadingHTTPServer):
 
     `faults(name)` is asked before each answer that carries a file's content, and says how it is to go wrong; before
     other answers it is asked with their path, which begins with `/api/` (a status or a stall can happen to them).
+    With `moved` all requests are redirected to another host, which is this one by another name.
     """
 
     daemon_threads = True
@@ -155,6 +158,7 @@ class Mirror(ThreadingHTTPServer):
         self.repos = {name: Repo(folder) for name, folder in folders.items()}
         self.page, self.retry_after = page, retry_after  # files a page of the tree; a header
         self.stall, self.slow = stall, slow  # seconds of silence in a stall; seconds after each block
+        self.moved = False
         self.faults = faults or (lambda name: None)
         self.asked: list[Asked] = []
         self.closing = threading.Event()
@@ -163,6 +167,11 @@ class Mirror(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def elsewhere(self) -> str:
+        """The same server by another name: no token may follow there."""
+        return f"http://localhost:{self.server_address[1]}"
 
     def sent(self, name: str = "") -> int:
         """Bytes of content sent, of the file `name` or of all."""
@@ -198,10 +207,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         path = unquote(address.path)
-        self.note = Asked(self.command, path, self.headers.get("Range", ""), self.headers.get("Authorization", ""))
+        about = (self.headers.get(key, "") for key in ("Range", "Authorization", "Accept-Encoding"))
+        self.note = Asked(self.command, path, *about)
         self.server.asked.append(self.note)
         fault = self.server.faults(path) if path.startswith("/api/") else None
-        if fault:
+        if self.server.moved and self.headers.get("Host", "") in self.server.url:
+            self.start(307, {"Location": self.server.elsewhere + self.path}, 0)
+        elif fault:
             self.refuse_or_stall(fault)
         elif m := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
             self.with_repo(m[1], m[2] or "main", self.send_info)
@@ -239,7 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
         page += [{"type": "directory", "oid": git_id(f.encode()), "size": 0, "path": f} for f in folders]
         link = {}
         if start + self.server.page < len(entries):
-            there = f"{self.server.url}{urlsplit(self.path).path}?recursive=True&cursor={start + self.server.page}"
+            here = self.server.elsewhere if self.server.moved else self.server.url
+            there = f"{here}{urlsplit(self.path).path}?recursive=True&cursor={start + self.server.page}"
             link = {"Link": f'<{there}>; rel="next"'}
         self.send_json(page, link)
 
@@ -251,9 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"X-Repo-Commit": repo.commit}
         if not entry.sha256:
             return self.send_content(entry, {**about, "ETag": f'"{entry.blob_id}"'})
-        host = f"http://localhost:{self.server.server_address[1]}"  # another name: no token may follow there
         about |= {"X-Linked-Size": str(entry.bytes), "X-Linked-Etag": f'"{entry.sha256}"', "ETag": f'"{entry.sha256}"',
-                  "Location": f"{host}/cdn/{name}/{entry.sha256}/{quote(file)}"}
+                  "Location": f"{self.server.elsewhere}/cdn/{name}/{entry.sha256}/{quote(file)}"}
         self.start(302, about, 0)
 
     def refuse(self, status: int, code: str = "", headers: dict[str, str] | None = None) -> None:
@@ -298,6 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
             first, status = int(m[1]), 206
             if first >= entry.bytes:
                 return self.refuse(416, "", {"Content-Range": f"bytes */{entry.bytes}"})
+            first //= 2 if kind == "shifted" else 1
         last = min(int(m[2]), entry.bytes - 1) if status == 206 and m[2] else entry.bytes - 1
         if status == 206:
             headers["Content-Range"] = f"bytes {first}-{last}/{entry.bytes}"

@@ -22,7 +22,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from nanochat import windows
 from nanochat.common import UserError
 from nanochat.dataloader import Loader, conversation_loader, tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import parquets_iter_batched
-from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer, pick_tokenizer_class
 from tests.chaos import spread
+from tests.helpers import byte_tokenizer
 from tests.reference import packing as reference
 
 BATCHES = 60  # of a run at most; the sizes are drawn so that most runs reach their second or third epoch by then
@@ -52,12 +52,6 @@ class Run:
     make: Callable[..., Loader]
     expected: Counter[reference.Piece]  # of an epoch
     counts: dict[str, int]  # of an epoch
-
-
-@cache
-def tokenizer() -> RustBPETokenizer:
-    """A real one without merges: a token is a byte."""
-    return pick_tokenizer_class().train_from_iterator(["aaaa"], 256 + len(SPECIAL_TOKENS))
 
 
 # ------------------------------------------------------------------------------------------------------ random data
@@ -105,7 +99,7 @@ def piece(ids: list[int], mask: list[int], T: int) -> reference.Piece:
 
 def text_pieces(text: str, T: int) -> list[reference.Piece]:
     """As in pretraining, but that no end is learned after it."""
-    pieces = reference.document_pieces(tokenizer().encode(text), tokenizer().get_bos_token_id(), T)
+    pieces = reference.document_pieces(byte_tokenizer().encode(text), byte_tokenizer().get_bos_token_id(), T)
     inputs, targets = pieces.pop()
     return pieces + [(inputs, (*targets[:-1], -1))] * any(t >= 0 for t in targets[:-1])
 
@@ -116,7 +110,7 @@ def row_pieces(row: Any, T: int) -> tuple[str, list[reference.Piece]]:
         pieces = text_pieces(row["text"], T)
         return ("documents" if pieces else "skipped"), pieces
     try:
-        ids, mask = tokenizer().render_conversation(row, max_tokens=None)
+        ids, mask = byte_tokenizer().render_conversation(row, max_tokens=None)
     except UserError:
         return "malformed", []
     if not any(mask):
@@ -125,7 +119,7 @@ def row_pieces(row: Any, T: int) -> tuple[str, list[reference.Piece]]:
         return "documents", [piece(ids, mask, T)]
     for n in range(len(row["messages"]), 0, -1):  # without its last messages, until it fits
         if row["messages"][n - 1]["role"] == "assistant":
-            ids, mask = tokenizer().render_conversation({"messages": row["messages"][:n]}, max_tokens=None)
+            ids, mask = byte_tokenizer().render_conversation({"messages": row["messages"][:n]}, max_tokens=None)
             if len(ids) <= T + 1:
                 return "truncated", [piece(ids, mask, T)]
     return "skipped", []
@@ -157,11 +151,11 @@ def text_run(rng: random.Random, folder: Path, T: int) -> Run:
     data, seed = str(folder / "corpus"), rng.randint(-5, 5)
     train, val = ([t for unit in parquets_iter_batched(split, data=data) for t in unit] for split in ("train", "val"))
     assert Counter(train + val) == Counter(t for t in texts if t), "the corpus itself is not what was written"
-    bos = tokenizer().get_bos_token_id()
-    expected = Counter(p for t in train for p in reference.document_pieces(tokenizer().encode(t), bos, T))
+    bos = byte_tokenizer().get_bos_token_id()
+    expected = Counter(p for t in train for p in reference.document_pieces(byte_tokenizer().encode(t), bos, T))
 
     def make(B: int, **kw: Any) -> Loader:
-        return tokenizing_distributed_data_loader_with_state(tokenizer(), B, T, data=data, seed=seed, **kw)
+        return tokenizing_distributed_data_loader_with_state(byte_tokenizer(), B, T, data=data, seed=seed, **kw)
 
     return Run(f"{len(texts)} documents", T, 4 * rng.randint(1, 3), make, expected, {"documents": len(train)})
 
@@ -174,7 +168,7 @@ def conversation_run(rng: random.Random, folder: Path, T: int) -> Run:
     expected, counts = task_pieces(task, T)
 
     def make(B: int, **kw: Any) -> Loader:
-        return conversation_loader(task, tokenizer(), B, T, seed=seed, shuffle=shuffle, **kw)
+        return conversation_loader(task, byte_tokenizer(), B, T, seed=seed, shuffle=shuffle, **kw)
 
     return Run(f"{len(task)} conversations", T, 4 * rng.randint(1, 3), make, expected, counts)
 
@@ -242,7 +236,7 @@ def epoch_rows(run: Run, epoch: int) -> tuple[np.ndarray, np.ndarray, dict[str, 
 
 def check_epochs(run: Run, uninterrupted: list[Seen]) -> Iterator[str]:
     """Every document once in each of the first two epochs, and the batches are made of these very rows."""
-    bos = tokenizer().get_bos_token_id()
+    bos = byte_tokenizer().get_bos_token_id()
     streams = []
     for epoch in (0, 1):
         inputs, targets, counts = epoch_rows(run, epoch)

@@ -66,6 +66,58 @@ def test_what_is_dropped_and_what_is_padding_is_seen(bench):
     assert bench.check(iter([(packed.ids, unlearned)]), given, BOS)[1] == 1
 
 
+def test_the_arithmetic(bench):
+    """Ratios are ours over theirs, by CPU seconds; of two kinds the worse one; medians of the rounds."""
+    def kind(ours, scan, tuned, used, dropped):
+        figures = {"utilisation": used, "tokens_dropped": dropped}
+        return {"ours_vs_scan": ours / scan, "ours_vs_tuned_scan": ours / tuned, "ours": figures}
+
+    packing = {"long documents": kind(80e6, 2e6, 8e6, 0.99, 0), "chats": kind(60e6, 1e6, 2e6, 0.98, 3)}
+    costs = {"documents": [bench.Cost(1000, wall, 2 * wall) for wall in (1.0, 50.0, 2.0)],
+             "conversations": [bench.Cost(1000, 4.0, 4.0)], "documents, rank 3 of 8": [bench.Cost(1000, 1.0, 0.5)]}
+    figures = bench.summary(packing, costs)
+    assert (figures["packing_vs_scan"], figures["packing_vs_tuned_scan"]) == (40, 10)
+    assert (figures["utilisation"], figures["tokens_dropped"]) == (0.98, 3)
+    assert (figures["end_to_end_tokens_per_second"], figures["conversations_tokens_per_second"]) == (500, 250)
+    assert (figures["cpu_s_per_million_tokens"], figures["cpu_s_per_million_tokens_rank_of_8"]) == (4000, 500)
+
+
+def test_packers_take_turns_and_are_compared_by_cpu_seconds(bench, monkeypatch):
+    seconds = {"ours": [1.0, 9.0, 2.0], "scan": [40.0, 40.0, 80.0], "tuned scan": [10.0, 10.0, 10.0]}
+    turns: list[str] = []
+
+    def noted(who, pack):
+        return lambda *args: turns.append(who) or pack(*args)
+
+    def timed(run):
+        cpu = seconds[turns[-1]][turns.count(turns[-1]) - 1]
+        return bench.Cost(run(), 100 * cpu, cpu)
+
+    for who, pack in bench.PACKERS.items():
+        monkeypatch.setitem(bench.PACKERS, who, noted(who, pack))
+    monkeypatch.setattr(bench, "timed", timed)
+    result = bench.measure_packing({"chats": documents([5, 5, 10])}, BOS, bench.Config(seq_len=8, rounds=3))["chats"]
+    assert turns[:9] == ["ours", "scan", "tuned scan", "scan", "tuned scan", "ours", "tuned scan", "ours", "scan"]
+    assert (result["ours"]["tokens_per_cpu_s"], result["ours"]["tokens_per_s"]) == (20 / 2, 20 / 200)
+    assert (result["ours_vs_scan"], result["ours_vs_tuned_scan"]) == (20, 5)
+
+
+def test_one_epoch_counts_the_positions_in_use_of_all_ranks(bench):
+    class Stub:
+        rows, T, utilisation = 8, 10, 0.5
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.closed = True
+
+        def __iter__(self):
+            return iter([type("Batch", (), {"state": {"epoch": e}})() for e in (0, 0, 1, 1)])
+
+    assert bench.one_epoch(Stub) == 3 * 8 * 10 * 0.5
+
+
 def test_windows_hold_all_documents_in_order(bench):
     given = documents([5, 40, 1, 1, 1, 30])
     made = list(bench.windows(given, 40))

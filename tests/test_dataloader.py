@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nanochat import windows
+from nanochat import dataloader, windows
 from nanochat.common import UserError
 from nanochat.dataloader import (
     Batch,
@@ -37,7 +38,11 @@ from nanochat.dataset import corpus, parquets_iter_batched, prepare, text_iterat
 from nanochat.packing import to_inputs_and_targets
 from nanochat.prefetch import Prefetch
 from nanochat.tokenizer import RustBPETokenizer
+from tasks.catalog import parse_mixture
+from tasks.common import Task, TaskMixture
+from tasks.rows import BadRow
 from tests import resume_trials
+from tests.helpers import byte_tokenizer, small_tokenizer
 from tests.reference import packing as reference
 
 T = 32
@@ -46,7 +51,7 @@ T = 32
 @pytest.fixture(scope="module")
 def tokenizer() -> RustBPETokenizer:
     """A real one without merges: a token is a byte."""
-    return resume_trials.tokenizer()
+    return byte_tokenizer()
 
 
 @pytest.fixture
@@ -171,15 +176,50 @@ def test_resume_on_other_data_is_refused_by_name(folder, tokenizer):
         tokenizing_distributed_data_loader_with_state(tokenizer, 2, T, data=folder, state=state)
 
 
+def test_resume_with_another_tokenizer_is_refused_by_name(folder, tokenizer):
+    for kind in ("text", "chats"):
+        with makers(folder, small_tokenizer())[kind](B=2) as loader:
+            state = next(loader).state
+        with pytest.raises(UserError, match="tokenizer was"):
+            makers(folder, tokenizer)[kind](B=2, state=state)
+
+
 def test_resume_on_other_conversations_or_another_stream_is_refused_by_name(tokenizer):
-    state = next(conversation_loader([chat(i) for i in range(50)], tokenizer, 2, T)).state
-    other = [chat(i) for i in range(1, 51)]
-    with pytest.raises(UserError, match="sample was"):
+    rows = [chat(i) for i in range(50)] + [{"messages": "\ud800"}]  # JSON may hold half a character
+    state = next(conversation_loader(rows, tokenizer, 2, T)).state
+    other = [*rows[:49], chat(77), rows[50]]  # any row at all
+    with pytest.raises(UserError, match="rows was"):
         conversation_loader(other, tokenizer, 2, T, state=state)
     with pytest.raises(UserError, match="shuffle was True and is now False"):
-        conversation_loader([chat(i) for i in range(50)], tokenizer, 2, T, state=state, shuffle=False)
+        conversation_loader(rows, tokenizer, 2, T, state=state, shuffle=False)
     with pytest.raises(UserError, match="stream was None"):  # a checkpoint from before the order of rows changed
         conversation_loader(other, tokenizer, 2, T, state={k: v for k, v in state.items() if k != "stream"})
+
+
+def test_resume_after_a_line_was_edited_names_its_file(tmp_path, tokenizer):
+    path, other = tmp_path / "my.jsonl", tmp_path / "other.jsonl"
+    for i, file in enumerate((path, other)):
+        file.write_text("".join(json.dumps(chat(n + i)) + "\n" for n in range(100)), encoding="utf-8")
+
+    def loader(*items: str, **kw) -> Loader:
+        return conversation_loader(parse_mixture(items), tokenizer, 2, T, **kw)
+
+    both = f"{path}*2", f"{other}:50"
+    state = json.loads(json.dumps(next(loader(*both)).state))
+    wanted = [b.inputs.tolist() for b in islice(loader(*both, state=state), 3)]
+    path = path.rename(tmp_path / "moved.jsonl").rename(tmp_path / "my.jsonl")  # where it lies is no matter
+    assert [b.inputs.tolist() for b in islice(loader(*both, state=state), 3)] == wanted
+    for items in ((f"{path}*2", f"{other}:49"), (f"{path}*2", f"{other}:49", f"{other}:1"), both[:1], both[::-1]):
+        with pytest.raises(UserError, match="cannot resume: the loader's (task other.jsonl|tasks|conversations) was"):
+            loader(*items, state=state)
+    (tmp_path / "b").mkdir()
+    namesake = shutil.copy(other, tmp_path / "b/my.jsonl")
+    twins = f"{path}", f"{namesake}"
+    twin_state = next(loader(*twins)).state
+    path.write_text(path.read_text(encoding="utf-8").replace("a63", "a36"), encoding="utf-8")
+    for items, before in ((both, state), (twins, twin_state)):
+        with pytest.raises(UserError, match="cannot resume: the loader's task my.jsonl was"):
+            loader(*items, state=before)
 
 
 def test_state_is_small_json(folder, tokenizer):
@@ -237,6 +277,26 @@ def test_a_single_unit_is_shuffled_anew_each_epoch(folder, tokenizer):
     assert len(first) > 5 and [b.inputs.tolist() for b in first] != [b.inputs.tolist() for b in second]
 
 
+def test_neighbours_of_a_file_part(tmp_path, tokenizer):
+    """Best-fit lays documents of one length into rows in the order in which they come."""
+    rows = [json.dumps({"text": f"{i:07}"}) for i in range(400)]  # with its BOS, a quarter of a row each
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/x.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    loader = tokenizing_distributed_data_loader_with_state(tokenizer, 1, T, data=f"{tmp_path}/texts")
+    numbers = [[int(n) for n in re.findall("[0-9]{7}", tokenizer.decode(b.inputs[0].tolist()))]
+               for epoch in epochs_of(loader, 1) for b in epoch]
+    beside = [a + 1 == b for row in numbers for a, b in zip(row, row[1:])]
+    assert len(beside) > 250 and sum(beside) < len(beside) / 10
+
+
+def test_rows_of_a_window_are_shuffled_anew_each_epoch(tokenizer):
+    """Best-fit leaves long conversations first and crumbs last; even a curriculum is spared that within a window."""
+    tasks = Conversations({"messages": turn(f"q{i}", "a" * (i % 20))} for i in range(300))
+    first, second = ([b.inputs.tolist() for b in epoch]
+                     for epoch in epochs_of(conversation_loader(tasks, tokenizer, 1, T, shuffle=False), 2))
+    assert sorted(first) == sorted(second) and first != second
+
+
 def test_validation_is_one_pass_padded_and_the_same_for_any_seed(folder, tokenizer):  # trap: tiny-eval
     texts = list(text_iterator(folder, "val"))
     bos = tokenizer.get_bos_token_id()
@@ -247,6 +307,10 @@ def test_validation_is_one_pass_padded_and_the_same_for_any_seed(folder, tokeniz
         assert len({len(b) for b in batches}) == 1  # a rank without rows still takes part
         assert all(b.inputs.shape == b.targets.shape == (B, T) for rank in batches for b in rank)
         assert pieces_of(sum(batches, []), bos) == expected_pieces(texts, tokenizer, T)
+    first, second = (tokenizing_distributed_data_loader_with_state(tokenizer, 2, T, "val", data=folder, seed=seed)
+                     for seed in (0, 7))
+    for one, same in zip(first, second, strict=True):  # in this very order: an evaluation may read the first rows only
+        assert torch.equal(one.inputs, same.inputs) and one.state == same.state
 
 
 def test_pairs_without_state(folder, tokenizer):
@@ -347,6 +411,8 @@ class Checked(Conversations):
         row = super().__getitem__(index)
         if row == "damaged":
             raise UserError("rows.parquet, row 7: not a row")
+        if row == "bad":
+            raise BadRow("not a row")
         return row
 
     def where(self, index: int) -> str:
@@ -358,12 +424,13 @@ def test_odd_rows_are_left_out_named_and_counted(folder, tokenizer, capsys):  # 
            {"messages": [{"role": "user", "content": "hello?"}]},
            {"messages": [{"role": "assistant", "content": "hi"}]},
            {"messages": [{"role": "robot", "content": "beep"}, {"role": "assistant", "content": "hi"}]},
-           {"messages": [{"role": "robot2", "content": "beep"}]}, None, 5, ["x"], {"text": 5}, "damaged"]
+           {"messages": [{"role": "robot2", "content": "beep"}]}, None, 5, ["x"], {"text": 5}, "damaged",
+           "bad"]
     tasks = Checked([*odd, chat(0)])
     loader = conversation_loader(tasks, tokenizer, 2, 64, epochs=2, shuffle=False)
     assert sum(int((b.targets >= 0).sum()) for b in loader) > 0  # their neighbour is as it was
     counts = loader.counts
-    assert (counts["documents"], counts["malformed"], counts["skipped"]) == (2, 20, 2)
+    assert (counts["documents"], counts["malformed"], counts["skipped"]) == (2, 22, 2)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 6  # one of each kind, not one of each row and epoch
     for line, name in zip(said, ("my.jsonl:1: .* empty", "my.jsonl:2: .* only a system", "my.jsonl:4: .* 'user' must",
@@ -373,6 +440,24 @@ def test_odd_rows_are_left_out_named_and_counted(folder, tokenizer, capsys):  # 
     for nothing in (odd, []):
         with pytest.raises(UserError, match="nothing to train on"):  # an endless loader must not spin for ever
             next(conversation_loader(Checked(nothing), tokenizer, 2, 64))
+
+
+def test_odd_rows_of_a_task_are_named_once(tokenizer, capsys):
+    """Validation begins anew every few hundred steps: that must not say the same each time."""
+
+    class Odd(Task):
+        def num_examples(self) -> int:
+            return 9
+
+        def get_example(self, index: int) -> dict:
+            return chat(index) if index else {"messages": []}
+
+    for task in (Odd(), TaskMixture([Odd(), Odd()])):
+        assert rows_of_epoch(task, tokenizer, T) > 0  # silent, and no reason for the others to be
+        for _ in range(3):
+            with conversation_loader(task, tokenizer, 1, T, epochs=1) as loader:
+                list(loader)
+        assert loader.counts["malformed"] >= 1 and capsys.readouterr().out.count("note:") == 1
 
 
 def test_counts_hold_what_no_batch_is_made_of(folder, tokenizer):
@@ -404,6 +489,14 @@ def test_impossible_shapes_are_refused(folder, tokenizer):
         tokenizing_distributed_data_loader_with_state(tokenizer, 1, 1, data=folder)
     with pytest.raises(UserError, match="-1 workers"):
         makers(folder, tokenizer)["text"](1, workers=-1)
+
+
+def test_ranks_of_a_machine_share_its_cores(folder, tokenizer, monkeypatch):
+    monkeypatch.setattr(dataloader, "cpu_cores", lambda: 12)
+    for ranks, threads in (("1", 8), ("3", 4), ("64", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        with makers(folder, tokenizer)["text"](B=1) as text, makers(folder, tokenizer)["chats"](B=1) as chats:
+            assert text.source.threads == chats.source.threads == threads
 
 
 def test_a_window_of_long_rows_fits_into_memory(monkeypatch):
@@ -443,6 +536,40 @@ def test_an_error_in_either_stage_is_raised_after_the_items_before_it():
         assert loader_threads() == 0  # in the second case the first stage had more to make
         with pytest.raises(StopIteration):
             next(outer)
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it."""
+
+
+def test_what_is_no_exception_is_raised_too():
+    def items():
+        yield 1
+        raise Panic("index out of bounds")
+
+    prefetch = Prefetch(items())
+    assert next(prefetch) == 1
+    with pytest.raises(Panic):
+        next(prefetch)
+
+
+def test_a_loader_may_be_closed_by_its_own_thread():
+    """Where the garbage collector runs when the last reference is gone, nobody can say."""
+    ready, after = threading.Event(), []
+
+    def items():
+        yield 1
+        ready.wait()
+        prefetch.close()
+        after.append("closed")
+        yield 2
+
+    prefetch = Prefetch(items())
+    assert next(prefetch) == 1
+    ready.set()
+    assert list(prefetch) == []
+    prefetch._thread.join()
+    assert after == ["closed"]
 
 
 def test_a_slow_consumer_does_not_let_items_pile_up():
@@ -542,11 +669,13 @@ def test_a_shard_that_breaks_meanwhile_reaches_the_consumer(folder, tokenizer, w
 def one_rank(rank: int, folder: str) -> None:
     """What rank `rank` of two gets, and what both say when they do not read the same."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    make = makers(folder, resume_trials.tokenizer())["text"]
+    make = makers(folder, byte_tokenizer())["text"]
     with make(B=2, rank=rank, world_size=2) as loader:
         found = [[b.inputs.tolist(), b.targets.tolist(), b.state] for b in islice(loader, 20)]
+    with pytest.raises(UserError, match="rank 1 reads other data than rank 0"):  # each went on with its own batch
+        make(B=2, rank=rank, world_size=2, state=found[3 + rank][2])
     with pytest.raises(UserError) as refused:
-        conversation_loader([chat(i) for i in range(100 + rank)], resume_trials.tokenizer(), 2, T, rank=rank,
+        conversation_loader([chat(i) for i in range(100 + rank)], byte_tokenizer(), 2, T, rank=rank,
                             world_size=2)
     Path(folder, f"rank{rank}.json").write_text(json.dumps([found, str(refused.value)]), encoding="utf-8")
     torch.distributed.destroy_process_group()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +39,7 @@ from nanochat.dataset import (
     text_iterator,
 )
 from nanochat.documents import build_once, split_long_text
+from nanochat.manifest import load_manifest, locked, looks_the_same
 from nanochat.sources import FINEWEB_EDU, Source, parse_source
 from tests.hub_mirror import Fault, Mirror
 
@@ -186,6 +189,69 @@ def test_two_documents_are_enough_and_one_is_not(folder):
     assert {*texts_of(folder, "train"), *texts_of(folder, "val")} == {"first", "second"}
 
 
+def test_validation_text_that_comes_again_is_no_training_text(folder):
+    """Pinned row groups of a file read in place; their documents stand in files that are converted, too."""
+    write_parquet(folder / "x.parquet", numbered(0, 300))
+    write_jsonl(folder / "first.jsonl", numbered(300, 400))
+    val, train = set(texts_of(folder, "val")), set(texts_of(folder, "train"))
+    assert any(u.path.name == "x.parquet" for u in corpus(folder).val) and not val & train
+    assert val | train == set(numbered(0, 400))
+    write_jsonl(folder / "later.jsonl", numbered(0, 500))
+    prepare(folder)
+    assert not val & set(texts_of(folder, "train")) and set(texts_of(folder, "train")) | val == set(numbered(0, 500))
+    away = (folder / "x.parquet").rename(folder / "x.away")
+    write_jsonl(folder / "third.jsonl", numbered(0, 600))
+    with pytest.raises(UserError, match="is gone or changed"):
+        prepare(folder)
+    away.rename(folder / "x.parquet")  # what was converted while it was gone is not used
+    prepare(folder)
+    assert not val & set(texts_of(folder, "train")) and set(texts_of(folder, "val")) == val
+
+
+def test_text_may_be_pinned_in_two_ways(folder):
+    write_parquet(folder / "x.parquet", numbered(0, 300))
+    made = corpus(folder)
+    write_jsonl(folder / "x.jsonl", read_unit(made.val[0]))
+    made.manifest.unlink()
+    assert set(texts_of(folder, "val")) == set(read_unit(made.val[0])) and len(texts_of(folder, "train")) == 295
+
+
+@pytest.mark.parametrize(("first", "then"), [("corpus", "texts"), ("texts", "corpus")])
+def test_a_corpus_subfolder_that_comes_or_goes_is_told(folder, first, then):
+    inner = folder / "corpus"
+    write_jsonl(folder / "a.jsonl", numbered(0, 100))
+    if first == "corpus":
+        write_jsonl_in(inner)
+    made = corpus(folder)
+    assert made.folder.name == first
+    if first == "corpus":
+        away = inner.rename(folder / "away")
+    else:
+        write_jsonl_in(inner)
+    message = rf"/{first} was taken in for .*/texts, which now means .*/{then}: rename or put back .*/corpus, or delete"
+    for use in (corpus, prepare):
+        with pytest.raises(UserError, match=rf"{message} {made.manifest} .then a new validation"):
+            use(folder)
+    if first == "corpus":
+        away.rename(inner)
+    else:
+        inner.rename(folder / ".corpus")
+    assert corpus(folder) == made
+
+
+def write_jsonl_in(folder: Path) -> None:
+    folder.mkdir()
+    write_jsonl(folder / "b.jsonl", numbered(100, 200))
+
+
+def test_the_smallest_hashes_of_many_documents_are_pinned(folder, monkeypatch):
+    monkeypatch.setattr("nanochat.split.MAX_VAL_DOCUMENTS", 7)
+    texts = numbered(0, 1000)
+    write_jsonl(folder / "x.jsonl", texts)
+    smallest = sorted(map(documents.document_hash, texts))[:7]
+    assert sorted(map(documents.document_hash, texts_of(folder, "val"))) == smallest
+
+
 def test_lost_validation_text_is_named(folder):
     write_parquet(folder / "x.parquet", numbered(0, 100))
     pinned = corpus(folder).val[0].path
@@ -232,23 +298,44 @@ def test_conversion_happens_once_and_again_after_a_change(folder, capsys):
     assert capsys.readouterr().out.count("converting") == 2
 
 
-def test_old_conversions_are_forgotten(folder):
+def age(path: Path, days: int) -> None:
+    os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_conversions_that_somebody_may_read_are_kept(folder):
+    """A run asks for its corpus once and reads it for weeks, whatever is taken in meanwhile."""
+    made = []
     for i in range(5):
-        lines = [json.dumps({"text": text}) for text in numbered(i * 40, i * 40 + 40)]
-        (folder / f"{i}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        made = prepare(folder)
-    kept = list(made.manifest.parent.glob("shards-*/"))
-    assert len(kept) == 2 and made.files[0].path.parent in kept  # a running loader may still read the one before
+        write_jsonl(folder / f"{i}.jsonl", numbered(i * 40, i * 40 + 40))
+        made.append(prepare(folder))
+    before = [[read_unit(unit) for unit in one.train] for one in made]
+    folders = [one.files[0].path.parent for one in made]
+    assert len(set(folders)) == 5 and all(path.is_dir() for path in folders)
+    for path in folders[2:]:
+        age(path, 31)
+    age(folders[1], 29)
+    assert corpus(folder) == made[-1]  # by which it is in use, and no longer old
+    write_jsonl(folder / "5.jsonl", numbered(200, 240))
+    prepare(folder)
+    assert [path.is_dir() for path in folders] == [True, True, False, False, True]
+    assert [[read_unit(unit) for unit in made[i].train] for i in (0, 1, 4)] == [before[i] for i in (0, 1, 4)]
+    kept = {path.name.removesuffix(".lock") for path in made[0].manifest.parent.glob("shards-*")}
+    assert kept == set(load_manifest(made[0].manifest).converted) and len(kept) == 4
+    with pytest.raises(UserError, match=r"shards-.*parquet is gone: run the same command again, which makes"):
+        read_unit(made[2].train[0])
+    (folder / "x.parquet").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="x.parquet: not a readable parquet"):  # of one's own: nobody makes it again
+        read_unit(dataset.Unit(folder / "x.parquet", 0, 1, 1))
 
 
 def test_large_row_groups_are_rewritten(folder, monkeypatch):
     monkeypatch.setattr("nanochat.split.MAX_ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(documents, "GROUP_ROWS", 16)
     monkeypatch.setattr(documents, "SHARD_CHARS", 1000)
-    write_parquet(folder / "x.parquet", numbered(0, 400), group=200)
+    write_parquet(folder / "x.parquet", numbered(0, 1000), group=40)  # 25: enough to be read in place
     made = corpus(folder)
     assert len(made.files) > 3 and max(u.rows for u in made.train) <= 16
-    assert len(texts_of(folder, "train")) + len(texts_of(folder, "val")) == 400
+    assert len(texts_of(folder, "train")) + len(texts_of(folder, "val")) == 1000
 
 
 # --------------------------------------------------------------------------- bad input
@@ -325,6 +412,7 @@ def test_build_once_leaves_nothing_half_made(tmp_path):
     (tmp_path / ".made-stale").mkdir()  # as a killed process leaves it
     made = build_once(tmp_path / "made", lambda folder: (folder / "x").write_text("x", encoding="utf-8"))
     assert [p.name for p in made.iterdir()] == ["x"] and not list(tmp_path.glob(".made-*"))
+    assert made.stat().st_mode & 0o777 == 0o755  # as readable as any other folder
     assert build_once(tmp_path / "made", dies) == made  # it is there: nothing is filled again
 
 
@@ -357,6 +445,95 @@ def test_processes_at_once_agree(folder):
     assert len(list(corpus(folder).manifest.parent.glob("shards-*/"))) == 1
 
 
+def test_only_who_has_something_to_write_waits(folder, monkeypatch):
+    write_parquet(folder / "x.parquet", numbered(0, 1000))
+    write_jsonl(folder / "y.jsonl", numbered(1000, 1100))
+    first, made = corpus(folder), []
+
+    def start() -> threading.Thread:
+        thread = threading.Thread(target=lambda: made.append(corpus(folder)), daemon=True)
+        thread.start()
+        return thread
+
+    shards = next(f.path.parent for f in first.files if f.path.name.startswith("train"))
+    more = folder / "z.jsonl"
+    for disturb, mend in ((lambda: os.utime(folder / "x.parquet"), lambda: None),  # its stat is to be recorded
+                          (lambda: shutil.rmtree(shards), lambda: None),
+                          (lambda: (shards / "train-00000.parquet").write_bytes(b""), lambda: None),
+                          (lambda: write_jsonl(more, numbered(0, 9)), more.unlink)):  # who has the lock may take it in
+        made.clear()
+        with locked(first.manifest):
+            start().join(timeout=20)
+            assert made == [first]  # it is ready
+            disturb()
+            there = {path: path.stat().st_size for path in shards.glob("*")}
+            second = start()
+            second.join(timeout=0.1)
+            assert second.is_alive()  # and nothing is made meanwhile
+            assert {path: path.stat().st_size for path in shards.glob("*")} == there
+            mend()
+        second.join(timeout=60)
+        assert made == [first, first]
+    before = first.manifest.stat()
+    assert corpus(folder) == prepare(folder) == first
+    monkeypatch.chdir(folder.parent)
+    assert corpus(Path(folder.name)).fingerprint == first.fingerprint
+    assert first.manifest.stat().st_ino == before.st_ino  # with nothing new to say it is not written
+
+
+def test_what_is_ready_is_read_where_nothing_can_be_written(mirror, folder):
+    write_jsonl(folder / "x.jsonl", numbered(0, 1000))
+    for data in (folder, f"{HUB}:2"):
+        made = corpus(data)
+        lock = made.manifest.with_suffix(".lock")
+        lock.unlink()
+        lock.mkdir()  # for root no folder is read-only; a lock that cannot be had does the same
+        for path in made.manifest.parent.glob("shards-*/"):
+            age(path, 31)
+        assert corpus(data) == made and list(text_iterator(data))
+        os.utime(made.folder / ("x.jsonl" if data == folder else "s1.parquet"))
+        with pytest.raises(UserError, match="cannot write to .*: set NANOCHAT_BASE_DIR to a folder where you can"):
+            corpus(data)
+
+
+def _full(*arguments) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_places_that_cannot_be_written_are_one_line(base_dir, folder, monkeypatch):
+    base_dir.mkdir()
+    for name in ("hub_data", "pocket_data", "datasets"):
+        (base_dir / name).write_text("in the way", encoding="utf-8")
+    write_jsonl(folder / "x.jsonl", numbered(0, 30))
+    for use in (lambda: data_dir("hub:me/texts"), lambda: data_dir("pocket"), lambda: corpus(folder)):
+        with pytest.raises(UserError, match="cannot (create|make|write to) .*set NANOCHAT_BASE_DIR to a folder") as e:
+            use()
+        assert "\n" not in str(e.value)
+    (base_dir / "datasets").unlink()
+    monkeypatch.setattr("nanochat.manifest.atomic_write", _full)
+    with pytest.raises(UserError, match="cannot write to .*No space left"):
+        corpus(folder)
+    with pytest.raises(UserError, match="data folder ~no-such-user/x cannot be read"):
+        data_dir("~no-such-user/x")
+    with pytest.raises(UserError, match=r"data folder x+ (cannot be read|does not exist)"):
+        data_dir("x" * 5000)
+
+
+def test_a_file_that_changes_while_it_is_converted_is_told(folder, monkeypatch):
+    path = write_jsonl(folder / "x.jsonl", numbered(0, 100))
+
+    def write_shards(*arguments) -> None:
+        documents.write_shards(*arguments)
+        with open(path, "a", encoding="utf-8") as f:
+            f.write('{"text": "one more"}\n')
+
+    monkeypatch.setattr("nanochat.split.write_shards", write_shards)
+    with pytest.raises(UserError, match="texts changed while it was converted: run it again"):
+        corpus(folder)
+    monkeypatch.undo()
+    assert "one more" in texts_of(folder, "train") + texts_of(folder, "val")
+
+
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the suite runs in the background it is ignored
@@ -383,8 +560,9 @@ def test_a_process_that_ends_while_preparing_leaves_nothing_half_made(folder, ba
     _, said = child.communicate(timeout=60)
     assert (child.returncode, said) == ((-9, b"") if sign == signal.SIGKILL else (130, b"interrupted\n"))
     assert not list(base_dir.glob("datasets/*/manifest.json")) + list(base_dir.glob("datasets/*/shards-*/"))
+    write_jsonl(folder / "b.jsonl", numbered(3000, 3100))  # another conversion clears away, too, what that one left
     made = corpus(folder)
-    assert sum(u.rows for u in [*made.train, *made.val]) == 3000
+    assert sum(u.rows for u in [*made.train, *made.val]) == 3100
     assert not list(base_dir.rglob(".shards-*"))
 
 
@@ -420,7 +598,9 @@ def test_sources_are_understood(data):
     assert on_hub(data) is bool(expected.repo) and not on_hub(Path(data))
 
 
-@pytest.mark.parametrize("data", ["hub:", "hub:me", "hub:m/t:x", "hub:m/t@", "fineweb-edu:", "hub:m/t:-1", "hub:a b/c"])
+@pytest.mark.parametrize("data", ["hub:", "hub:me", "hub:m/t:x", "hub:m/t@", "fineweb-edu:", "hub:m/t:-1", "hub:a b/c",
+                                  "fineweb-edu:" + "9" * 5000, "hub:m/t:" + "9" * 5000, "fineweb-edu:\u0663",
+                                  "hub:m/t:\u0663"])
 def test_sources_that_are_not_understood_are_refused(data):
     with pytest.raises(UserError, match=f"--data={data} is not understood: give pocket, fineweb-edu"):
         corpus(data)
@@ -493,11 +673,6 @@ def mirror(repo, monkeypatch):
         yield mirror
 
 
-def new_process() -> None:
-    """What a process settles for itself is open again."""
-    sources._settled.clear()
-
-
 def offline(monkeypatch) -> None:
     from huggingface_hub import constants
 
@@ -527,27 +702,32 @@ def test_nothing_is_fetched_once_the_corpus_is_there(mirror):  # trap: mid-run-d
 
 def test_without_a_number_it_is_what_was_last_asked_for(mirror, capsys):
     assert len(corpus(HUB).files) == 6  # 8, or what there is
-    new_process()
     dataset.main(Config(source=HUB, shards=2))
     assert "use it with  --data=hub:me/texts:2" in capsys.readouterr().out
     assert len(corpus(HUB).files) == 3
+    dataset.main(Config(source=f"{HUB}:3"))
+    assert len(corpus(HUB).files) == 4
     sources.remember(parse_source(HUB), 4)
-    new_process()
     assert len(corpus(HUB).files) == 5
+    with pytest.raises(UserError, match="ask for at most 5 training shards instead of 6"):
+        sources.remember(parse_source(HUB), 6)
+    assert len(corpus(HUB).files) == 5  # what cannot be had is not remembered
 
 
-def test_a_run_that_has_begun_is_not_reached_by_what_another_process_asks_for(mirror, monkeypatch):
+def test_a_corpus_that_is_there_is_asked_nothing_more(mirror, folder, monkeypatch):
+    """A run resolves its source once; whatever becomes of the folder, or is asked for elsewhere, does not reach it."""
+    write_parquet(folder / "x.parquet", numbered(0, 100))
     dataset.main(Config(source=HUB, shards=2))
-    new_process()
-    made = corpus(HUB)
-    path = made.manifest
-    d = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**d, "asked": 5}), encoding="utf-8")  # as `-n 5` in another process does first
+    begun = [(data, corpus(data), list(text_iterator(data)), list(parquets_iter_batched("val", data=data)))
+             for data in (folder, HUB)]
+    write_jsonl(folder / "more.jsonl", numbered(200, 210))
+    sources.remember(parse_source(HUB), 5)
     offline(monkeypatch)
-    assert corpus(HUB).fingerprint == made.fingerprint and list(text_iterator(HUB, "val"))
-    new_process()
-    with pytest.raises(UserError, match="could not fetch 3 of 3"):
-        corpus(HUB)
+    for data, made, *texts in begun:
+        with pytest.raises(UserError, match="could not fetch 3 of 3|extra more.jsonl"):
+            corpus(data)
+        assert corpus(made) is made
+        assert [list(text_iterator(made)), list(parquets_iter_batched("val", data=made))] == texts
 
 
 def test_without_a_network_what_is_there_can_be_used(mirror, monkeypatch):
@@ -600,9 +780,20 @@ def test_a_folder_of_a_repository_is_a_source(repo, monkeypatch):
     assert data_dir(f"{HUB}/en") != data_dir(HUB) != data_dir(f"{HUB}@v2")
 
 
+def test_copies_of_the_validation_shard_are_no_training_text(repo, monkeypatch):
+    shutil.copy(repo / "s0.parquet", repo / "s2.parquet")
+    write_parquet(repo / "s3.parquet", shard_texts(0)[:30] + shard_texts(3)[30:], group=20)
+    with served(repo, monkeypatch):
+        assert texts_of(f"{HUB}:2", "train") == shard_texts(1) and texts_of(f"{HUB}:2", "val") == shard_texts(0)
+        monkeypatch.setattr("nanochat.split.MAX_ROW_GROUP_BYTES", 100)  # all are converted: documents are seen, too
+        assert texts_of(f"{HUB}:3", "train") == shard_texts(1) + shard_texts(3)[30:]
+        assert texts_of(f"{HUB}:3", "val") == shard_texts(0)
+
+
 def test_hub_files_of_large_row_groups_are_converted(mirror, monkeypatch):
     monkeypatch.setattr("nanochat.split.MAX_ROW_GROUP_BYTES", 100)
     made = corpus(f"{HUB}:2")
+    assert {f.path.parent.name.partition("-")[0] for f in made.files} == {"shards"}
     assert texts_of(f"{HUB}:2", "val") == shard_texts(0)
     assert texts_of(f"{HUB}:2", "train") == shard_texts(1) + shard_texts(2)
     assert texts_of(f"{HUB}:1", "train") == shard_texts(1) and corpus(f"{HUB}:2") == made
@@ -646,8 +837,47 @@ def test_a_run_does_not_wait_for_a_process_that_fetches_more(mirror):
     assert len(corpus(f"{HUB}:5").files) == 6
 
 
-def test_several_at_once_share_the_work(mirror):
+def test_what_another_process_writes_meanwhile_stays(mirror, monkeypatch):
+    """One lists while the other does, and describes a file while the other records another one."""
+    source, list_files, describe = parse_source(HUB), hub.list_files, sources.describe
+    path = sources.hub_manifest(source)
+
+    def also_listed(*arguments, **options) -> hub.Listing:
+        found = list_files(*arguments, **options)
+        with locked(path) as manifest:
+            manifest.source, manifest.listing = REPO, dataclasses.replace(found, files=found.files[:4])
+            manifest.save()
+        return found
+
+    def also_recorded(file: Path):
+        entry = describe(file)
+        with locked(path) as manifest:
+            manifest.files["s3.parquet"] = entry
+            manifest.save()
+        return entry
+
+    monkeypatch.setattr(hub, "list_files", also_listed)
+    monkeypatch.setattr(sources, "describe", also_recorded)
+    files = sources.listed(source).listing.files
+    assert len(files) == len(load_manifest(path).listing.files) == 4
+    sources.fetch_missing(source, files[1:2])
+    assert set(load_manifest(path).files) == {"s1.parquet", "s3.parquet"}
+    (data_dir(HUB) / "s1.parquet").unlink()
+    sources.fetch_missing(source, files[1:2])  # the same bytes, but another file
+    assert looks_the_same(data_dir(HUB) / "s1.parquet", load_manifest(path).files["s1.parquet"])
+
+
+def test_several_at_once_share_the_work(mirror, monkeypatch):
     made: list = []
+    hashed: list = []
+
+    def noted(real):
+        return lambda path, *more: hashed.append(path.name) or real(path, *more)
+
+    monkeypatch.setattr(sources, "describe", noted(sources.describe))
+    monkeypatch.setattr(hub, "what_is_wrong", noted(hub.what_is_wrong))
+    together, fetch = threading.Barrier(4), hub.fetch
+    monkeypatch.setattr(hub, "fetch", lambda *a, **options: together.wait(60) is not None and fetch(*a, **options))
     threads = [threading.Thread(target=lambda: made.append(corpus(f"{HUB}:5"))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -656,6 +886,7 @@ def test_several_at_once_share_the_work(mirror):
     assert len(made) == 4 and all(one == made[0] for one in made) and texts_of(f"{HUB}:5", "val") == shard_texts(0)
     sizes = {f.path.name: f.bytes for f in made[0].files}
     assert len(sizes) == 6 and {name: mirror.sent(name) for name in sizes} == sizes  # each came once
+    assert len(hashed) == 12 and set(sizes) < set(hashed)  # and was read twice: what came, what lies there
 
 
 def test_download_single_file(mirror, monkeypatch):

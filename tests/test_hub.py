@@ -7,12 +7,15 @@ Run: python -m pytest tests/test_hub.py
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,6 +28,7 @@ from filelock import FileLock
 
 from nanochat import common, hub
 from nanochat.common import UserError, download_file_with_lock, sha256_file
+from nanochat.hub_file import described
 from tests.download_faults import ForkServer, Watcher, run_schedules
 from tests.hub_mirror import KINDS, Fault, Faults, Mirror, Repo, describe, git_id
 
@@ -79,6 +83,30 @@ def content_requests(mirror: Mirror, name: str) -> list[str]:
     return [a.range for a in mirror.asked if a.path.endswith(name) and a.status != 302]
 
 
+def threads_since(before: set[threading.Thread]) -> list[threading.Thread]:
+    """The downloading threads that have begun since (the mirror's are its own)."""
+    new = set(threading.enumerate()) - before
+    return [t for t in new if t.name.endswith("(_work)")]
+
+
+def until(condition) -> None:
+    """Wait for something that must happen, but not for ever."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def killed(process: subprocess.Popen):
+    """A process that is gone afterwards, however the test ends and whatever signals it ignores."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def visible(folder: Path) -> list[str]:
     files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return sorted(p.as_posix() for p in files if not p.as_posix().startswith("."))
@@ -105,6 +133,54 @@ def test_listing_names_commit_sizes_and_hashes(mirror, source, page):
     assert [f.name for f in hub.list_files(REPO, under="other").files] == ["other/d.parquet"]
     in_git = hub.list_files(REPO, suffix=".jsonl").files[0]
     assert (in_git.sha256, in_git.blob_id) == ("", git_id((source / "small.jsonl").read_bytes()))
+
+
+def test_a_folder_is_no_file_whatever_its_name(mirror, tmp_path):
+    (tmp_path / "repo/folder.parquet").mkdir(parents=True)
+    (tmp_path / "repo/folder.parquet/e.parquet").write_bytes(b"text")
+    mirror.repos[REPO] = Repo(tmp_path / "repo")
+    assert [f.name for f in hub.list_files(REPO).files] == ["folder.parquet/e.parquet"]
+
+
+def test_the_token_stays_with_the_hub_wherever_it_sends_us(mirror, source, tmp_path):
+    """Every answer is a redirect to another host, and so is the address of the next page."""
+    mirror.moved, mirror.page = True, 1
+    fetch_all(tmp_path / "out")
+    assert visible(tmp_path / "out") == visible(source)[:4]
+    assert {(a.token, a.status == 307) for a in mirror.asked} == {("Bearer hf_secret", True), ("", False)}
+    mirror.asked.clear()
+    path = download_file_with_lock(f"{mirror.url}/{SMALL}", "small.jsonl")
+    assert path.read_bytes() == (source / "small.jsonl").read_bytes()
+    assert [(a.token, a.status) for a in mirror.asked] == [("", 307), ("", 200)]
+
+
+@pytest.mark.parametrize("token", ["hf_\u00e9", "\u5b57"])
+def test_a_token_that_is_none_is_one_line(mirror, tmp_path, monkeypatch, token):
+    listing = hub.list_files(REPO)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match="^HF_TOKEN holds characters .* or unset it$"):
+        hub.list_files(REPO)
+    with pytest.raises(UserError, match="^HF_TOKEN holds characters .* or unset it$"):
+        hub.fetch(listing, listing.files, tmp_path)
+    assert not visible(tmp_path)
+
+
+def test_an_entry_of_the_tree_is_a_file_or_refused():
+    entry = {"type": "file", "path": "a", "size": 5, "oid": "b" * 40}
+    in_git = hub.HubFile("a", 5, "", "b" * 40)
+    assert described(entry) == described({**entry, "lfs": None}) == in_git
+    assert described({**entry, "lfs": {"oid": "c" * 64}}) == replace(in_git, sha256="c" * 64)
+    for odd in ({"size": -5}, {"size": 1 << 60}, {"size": "5"}, {"size": None}, {"size": True}, {"oid": "b" * 39},
+                {"oid": None}, {"lfs": {}, "oid": ""}, {"lfs": {"oid": ""}}, {"lfs": {"oid": "C" * 64}}, {"lfs": [1]},
+                {"lfs": {"size": 5}}):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            described({**entry, **odd})
+
+
+def test_a_size_that_no_file_has_is_one_line(mirror, source):
+    mirror.repos[REPO].files["x"] = replace(describe(source / "data/a.parquet", "x.parquet"), bytes=-5)
+    with pytest.raises(UserError, match=r"it says that 'x.parquet' has -5 bytes \("):
+        hub.list_files(REPO)
 
 
 def test_git_ids_are_gits():
@@ -153,15 +229,26 @@ def test_an_endpoint_that_is_no_hub(mirror, monkeypatch):
         hub.list_files(REPO)
 
 
-def test_a_repository_does_not_choose_where_files_go(mirror, source, tmp_path):
-    for name in ("../up.parquet", "/root.parquet", "a\\b.parquet", "data/.hidden.parquet", "c:x.parquet"):
+def test_a_repository_does_not_choose_where_files_go(mirror, source, tmp_path, capsys):
+    for name in ("../up.parquet", "/root.parquet", "a\\b.parquet", "data/.hidden.parquet", "c:x.parquet",
+                 "a/../b.parquet", "a//b.parquet", "a\n.parquet"):
         bad = hub.HubFile(name, 1, "0" * 64)
         with pytest.raises(UserError, match="is not fetched"):
             hub.fetch(hub.Listing(REPO, "0" * 40, (bad,)), [bad], tmp_path / "out")
         mirror.repos[REPO].files["x"] = describe(source / "data/a.parquet", name)
-        with pytest.raises(UserError, match="is not fetched"):
-            hub.list_files(REPO)
-    assert not (tmp_path / "up.parquet").exists()
+        assert len(hub.list_files(REPO).files) == 4
+        assert f"1 file(s) of {REPO} are left out, for names like {name!r}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no .zip file"):
+        mirror.repos[REPO].files["x"] = describe(source / "data/a.parquet", ".x.zip")
+        hub.list_files(REPO, suffix=".zip")
+    assert not (tmp_path / "up.parquet").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_name_as_long_as_a_name_can_be(mirror, source, tmp_path):
+    name = "\u5b57" * 82 + ".parquet"  # 254 bytes
+    mirror.repos[REPO].files = {name: describe(source / "data/a.parquet", name)}
+    [path] = fetch_all(tmp_path)
+    assert path.name == name and sha256_file(path) == sha256_file(source / "data/a.parquet")
 
 
 # --------------------------------------------------------------------------- fetching
@@ -177,6 +264,7 @@ def test_fetched_files_are_there_and_right(mirror, source, tmp_path):
     assert sorted(landed) == [(p.relative_to(out).as_posix(), p, threading.get_ident()) for p in paths]
     tokens = {(a.token, "/cdn/" in a.path) for a in mirror.asked}
     assert tokens == {("Bearer hf_secret", False), ("", True)}  # the token is for the hub, not for its store
+    assert {a.encoding for a in mirror.asked if "/api/" not in a.path} == {"identity"}  # else no offset means anything
 
 
 def test_what_is_there_is_not_fetched_again(mirror, source, tmp_path, monkeypatch):
@@ -198,6 +286,59 @@ def test_what_is_there_is_not_fetched_again(mirror, source, tmp_path, monkeypatc
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert (tmp_path / "data/b.parquet").read_bytes() == (source / "data/b.parquet").read_bytes()
     assert mirror.sent() == sent + 2 * SIZES["data/b.parquet"]
+
+
+def test_what_is_trusted_is_not_read_again_and_nothing_is_written(mirror, tmp_path):
+    listing = hub.list_files(REPO)
+    hub.fetch(listing, listing.files, tmp_path)
+    shutil.rmtree(tmp_path / ".hub")
+    (tmp_path / "data/a.parquet").write_bytes(b"never looked at")
+    landed = []
+    before = sorted(tmp_path.rglob("*"))
+    hub.fetch(listing, listing.files, tmp_path, trusted=lambda f, p: p == tmp_path / f.name,
+              landed=lambda f, p: landed.append(f))
+    assert landed == list(listing.files)
+    hub.fetch(listing, [], tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "data/a.parquet").unlink()  # what is not there is not asked about
+    hub.fetch(listing, listing.files, tmp_path, trusted=lambda f, p: True)
+    assert (tmp_path / "data/a.parquet").stat().st_size == 300_000
+
+
+def test_who_waited_for_a_file_finds_what_the_other_has_recorded(mirror, tmp_path):
+    """`landed` is through before the lock is free, and `trusted` is asked under it: no rank hashes it once more."""
+    listing = hub.list_files(REPO)
+    [file] = [f for f in listing.files if f.name == "data/a.parquet"]
+    recorded, answers, waiting = [], [], threading.Event()
+
+    def record(file: hub.HubFile, path: Path) -> None:
+        other.start()
+        assert waiting.wait(30)
+        time.sleep(0.3)  # the other one polls the lock meanwhile: if it were free, it would get it
+        recorded.append(file)
+
+    def is_recorded(file: hub.HubFile, path: Path) -> bool:
+        answers.append(file in recorded)
+        waiting.set()
+        return answers[-1]
+
+    other = threading.Thread(target=hub.fetch, args=(listing, [file], tmp_path), kwargs={"trusted": is_recorded})
+    hub.fetch(listing, [file], tmp_path, landed=record)
+    other.join()
+    assert answers == [False, True]  # at the start, and under the lock
+
+
+def test_what_has_been_checked_is_on_the_disk_before_it_has_its_name(mirror, source, tmp_path, monkeypatch):
+    """Bytes, name, folder: in this order, or a machine that loses power keeps a name without its bytes."""
+    events, real = [], {name: getattr(os, name) for name in ("fsync", "replace")}
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), real["fsync"](fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(Path(b).name), real["replace"](a, b)))
+    listing = hub.list_files(REPO, under="other")
+    for get in (lambda: hub.fetch(listing, listing.files, tmp_path)[0],
+                lambda: download_file_with_lock(f"{mirror.url}/{SMALL}", "new/small.jsonl")):
+        path = get()
+        assert events == [path.stat().st_ino, path.name, path.parent.stat().st_ino]
+        events.clear()
 
 
 def test_offline_says_so(mirror, monkeypatch):
@@ -233,7 +374,7 @@ def test_each_kind_of_fault_is_got_over(mirror, impatient, source, tmp_path, kin
     assert asked[:2] == ["", "bytes=90000-"]
     if kind in ("whole", "more"):  # it has come, with no more to ask for
         assert len(asked) == 2
-    elif kind in ("wrong", "416"):  # from byte 0
+    elif kind in ("wrong", "416", "shifted"):  # from byte 0
         assert asked[2:] == [""]
     elif kind in ("cut", "stall", "less"):
         assert asked[2:] == ["bytes=216000-"]
@@ -254,7 +395,7 @@ def test_bytes_of_an_earlier_run_are_used_if_they_are_right(mirror, tmp_path, mo
 
 def test_rotten_bytes_of_an_earlier_run_are_thrown_away(mirror, source, tmp_path):
     listing = hub.list_files(REPO)
-    job = hub._Job(listing, [], tmp_path)
+    job = hub._Job(listing, tmp_path, lambda f, p: False)
     job.staging.mkdir(parents=True)
     for file, size in zip(listing.files, (1000, 70_000, 5, 2)):  # some, all, and more than there are
         job.part(file).write_bytes(b"\xff" * size)
@@ -282,16 +423,28 @@ def test_what_cannot_be_had_is_named_and_the_others_are_there(mirror, tmp_path, 
     assert len(content_requests(mirror, "data/a.parquet")) == requests
 
 
-def test_attempts_are_bounded_though_each_brings_bytes(mirror, tmp_path):
+@pytest.mark.parametrize(("kind", "reason"), [("wrong", "its SHA-256 is not"), ("shifted", "HTTP 206 with another")])
+def test_attempts_are_bounded_though_each_brings_bytes(mirror, tmp_path, kind, reason):
     asked = mirror.asked
 
     def faults(name: str) -> Fault | None:
-        return Fault("wrong" if asked[-1].range else "cut") if name == "data/a.parquet" else None
+        if name != "data/a.parquet" or len(asked) > 60:  # in the end it would come
+            return None
+        return Fault(kind if asked[-1].range else "cut")
 
     mirror.faults = faults
-    with pytest.raises(UserError, match=r"data/a.parquet \(its SHA-256 .*, 16 attempts\)"):
+    with pytest.raises(UserError, match=rf"data/a.parquet \({reason} .*, 16 attempts\)"):
         fetch_all(tmp_path, workers=1)
     assert content_requests(mirror, "data/a.parquet") == ["", "bytes=150000-"] * 8
+
+
+def test_a_byte_a_request_is_no_progress_but_a_little_more_is(mirror, tmp_path):
+    mirror.faults = only("data/a.parquet", *[Fault("cut", 4e-6)] * 60)
+    with pytest.raises(UserError, match=r"data/a.parquet \(.*, 8 attempts\)"):
+        fetch_all(tmp_path, workers=1)
+    assert content_requests(mirror, "data/a.parquet")[-2:] == ["bytes=6-", "bytes=7-"]
+    mirror.faults = only("data/a.parquet", *[Fault("cut", 0.004)] * 20)  # a hundredth in three requests
+    fetch_all(tmp_path, workers=1)
 
 
 def test_more_bytes_than_there_should_be_are_not_taken(mirror, tmp_path):
@@ -316,28 +469,92 @@ def test_bytes_of_another_revision_are_not_used(mirror, source, tmp_path, monkey
     assert content_requests(mirror, "data/a.parquet") == [""]
 
 
-def test_a_file_that_somebody_else_fetches_is_waited_for_last(mirror, tmp_path):
+class Counted(FileLock):
+    """A lock that notes who tried to get it, and whether it was ready to wait."""
+
+    tries: list[tuple[str, bool]] = []
+    names: dict[str, str] = {}
+
+    def acquire(self, *args, **options):
+        self.tries.append((self.names.get(Path(self.lock_file).name, ""), options["blocking"]))
+        return super().acquire(*args, **options)
+
+
+@pytest.fixture
+def counted(mirror, tmp_path, monkeypatch):
+    listing = hub.list_files(REPO)
+    job = hub._Job(listing, tmp_path, lambda f, p: False)
+    Counted.tries, Counted.names = [], {f"{job.part(f).name}.lock": f.name for f in listing.files}
+    monkeypatch.setattr(hub, "FileLock", Counted)
+
+
+def test_a_file_that_somebody_else_fetches_is_waited_for_last(mirror, tmp_path, counted):
     listing, landed = hub.list_files(REPO), []
-    job = hub._Job(listing, [], tmp_path)
+    job = hub._Job(listing, tmp_path, lambda f, p: False)
     job.staging.mkdir(parents=True)
-    elsewhere = FileLock(f"{job.part(listing.files[0])}.lock")
+    elsewhere = FileLock(f"{job.part(listing.files[0])}.lock", thread_local=False)
     elsewhere.acquire()
 
     def on_landing(file: hub.HubFile, path: Path) -> None:
         landed.append(file)
         if len(landed) == 3:  # all others, with the one worker there is
+            threading.Thread(target=release_when_waited_for).start()
+
+    def release_when_waited_for() -> None:  # it waits, and does not ask again and again
+        try:
+            until(lambda: len(Counted.tries) >= 5)
+        finally:
             elsewhere.release()
 
     hub.fetch(listing, listing.files, tmp_path, workers=1, landed=on_landing)
     assert landed == [*listing.files[1:], listing.files[0]]
+    assert Counted.tries == [(f.name, False) for f in listing.files] + [(listing.files[0].name, True)]
 
 
-def test_an_error_of_the_caller_ends_it(mirror, tmp_path):
+def test_an_error_of_the_caller_ends_what_waits_for_a_lock(mirror, tmp_path, counted):
+    listing = hub.list_files(REPO)
+    job = hub._Job(listing, tmp_path, lambda f, p: False)
+    job.staging.mkdir(parents=True)
+    before = set(threading.enumerate())
+
     def landed(file, path):
+        until(lambda: any(patient for _, patient in Counted.tries))
         raise ZeroDivisionError
 
+    with FileLock(f"{job.part(listing.files[0])}.lock"):
+        with pytest.raises(ZeroDivisionError):
+            hub.fetch(listing, listing.files[:2], tmp_path, landed=landed)
+        for thread in threads_since(before):
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_an_error_of_the_caller_ends_what_is_being_received(mirror, tmp_path):
+    before = set(threading.enumerate())
+
+    def landed(file, path):
+        until(lambda: mirror.sent("data/a.parquet"))
+        raise ZeroDivisionError
+
+    mirror.slow = 0.3
+    listing = hub.list_files(REPO)
     with pytest.raises(ZeroDivisionError):
-        fetch_all(tmp_path, landed=landed)
+        hub.fetch(listing, listing.files[:3:2], tmp_path, landed=landed)  # a large one and an empty one
+    for thread in threads_since(before):
+        thread.join()
+    assert visible(tmp_path) == ["data/c.parquet"]
+    assert 0 < mirror.sent("data/a.parquet") < 300_000
+
+
+def test_the_disk_needs_room_for_what_is_still_to_come(mirror, tmp_path, monkeypatch):
+    listing, needed = hub.list_files(REPO), []
+    job = hub._Job(listing, tmp_path, lambda f, p: False)
+    job.staging.mkdir(parents=True)
+    job.part(listing.files[0]).write_bytes(b"x" * 100_000)
+    monkeypatch.setattr(hub, "check_disk", lambda folder, size: needed.append(size))
+    hub.fetch(listing, listing.files, tmp_path)
+    hub.fetch(listing, listing.files, tmp_path)
+    assert needed == [200_000 + 70_000 + 1, 0]
 
 
 def test_disk_that_is_too_small(mirror, tmp_path):
@@ -385,7 +602,8 @@ def online(url: str, **more: str) -> dict[str, str]:
     return {**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", **more}
 
 
-FETCH = ("import sys; from nanochat import hub\n"
+FETCH = ("import signal, sys; from nanochat import hub\n"
+         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background has it ignored
          "try:\n"
          "    listing = hub.list_files(sys.argv[1])\n"
          "    print(*hub.fetch(listing, listing.files, sys.argv[2]), sep='\\n')\n"
@@ -396,22 +614,20 @@ def test_a_mirror_from_the_command_line(source, tmp_path):
     """`HF_ENDPOINT` and `HF_HUB_OFFLINE` as a person sets them; and the library's own download takes its answers."""
     folders = [str(source), f"--repo={REPO}", str(source / "other"), "--repo=me/other", "--port=0"]
     command = [sys.executable, "-m", "tests.hub_mirror", *folders]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as server:
-        try:
-            lines = [server.stdout.readline().strip() for _ in range(3)]
-            assert lines[:2] == [f"serving {REPO} (5 files, 0.4 MB)", "serving me/other (1 files, 0.0 MB)"]
-            url = lines[2].removeprefix("HF_ENDPOINT=")
-            library = ("import sys; from huggingface_hub import snapshot_download as d\n"
-                       f"d('{REPO}', repo_type='dataset', local_dir=sys.argv[2])")
-            runs = [(FETCH, "me/other", "ours", online(url)), (library, REPO, "library", online(url)),
-                    (FETCH, REPO, "offline", online(url, HF_HUB_OFFLINE="1"))]
-            started = [subprocess.Popen([sys.executable, "-c", code, repo, str(tmp_path / folder)], cwd=ROOT, env=env,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-                       for code, repo, folder, env in runs]
-            outputs = [p.communicate(timeout=60) for p in started]
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(timeout=20)
+    with killed(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")) as server:
+        lines = [server.stdout.readline().strip() for _ in range(3)]
+        assert lines[:2] == [f"serving {REPO} (5 files, 0.4 MB)", "serving me/other (1 files, 0.0 MB)"]
+        url = lines[2].removeprefix("HF_ENDPOINT=")
+        library = ("import sys; from huggingface_hub import snapshot_download as d\n"
+                   f"d('{REPO}', repo_type='dataset', local_dir=sys.argv[2])")
+        runs = [(FETCH, "me/other", "ours", online(url)), (library, REPO, "library", online(url)),
+                (FETCH, REPO, "offline", online(url, HF_HUB_OFFLINE="1"))]
+        started = [subprocess.Popen([sys.executable, "-c", code, repo, str(tmp_path / folder)], cwd=ROOT, env=env,
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+                   for code, repo, folder, env in runs]
+        outputs = [p.communicate(timeout=60) for p in started]
+        server.terminate()  # by default a suite in the background has SIGINT ignored
+        assert server.wait(timeout=60) == -signal.SIGTERM
     assert [p.returncode for p in started] == [0, 0, 1], outputs
     assert visible(tmp_path / "ours") == ["d.parquet"]
     assert visible(tmp_path / "library") == visible(source)
@@ -423,12 +639,13 @@ def test_ctrl_c_ends_it_at_once_and_keeps_what_has_arrived(mirror, tmp_path):
     mirror.stall = 1000
     command = [sys.executable, "-c", FETCH, REPO, str(tmp_path / "out")]
     environment = online(mirror.url, HF_HUB_DOWNLOAD_TIMEOUT="1000")
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
-        while len(visible(tmp_path / "out")) < 3 or not list((tmp_path / "out/.hub").glob("a.parquet.*.part")):
+    with killed(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)) as process:
+        while len(visible(tmp_path / "out")) < 3 or not list((tmp_path / "out/.hub").glob("*.part")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)  # it would take 1000 s to notice by itself
+        error = process.stderr.read()  # it would take 1000 s to notice by itself
+        process.wait()
     assert b"KeyboardInterrupt" in error and process.returncode != 0
     mirror.faults = lambda name: None
     [part] = (tmp_path / "out/.hub").glob("*.part")
@@ -488,7 +705,7 @@ def test_a_plain_file_is_whole_and_right_or_not_there(mirror, impatient, source)
     path = download_file_with_lock(url, "a", sha256=good)
     assert sha256_file(path) == good and len(mirror.asked) == 5
     mirror.faults = lambda name: Fault("wrong")
-    with pytest.raises(UserError, match=r"could not download http.*SHA-256 is not the one asked for .*put the file at"):
+    with pytest.raises(UserError, match=r"could not download .http.*SHA-256 is not the one .*put the file at"):
         download_file_with_lock(url, "b", sha256=good)
     mirror.faults = lambda name: Fault("cut")
     with pytest.raises(UserError, match="could not download"):
@@ -499,12 +716,63 @@ def test_a_plain_file_is_whole_and_right_or_not_there(mirror, impatient, source)
     assert sha256_file(download_file_with_lock(url, "a", sha256=good.upper())) == good
 
 
+def test_a_plain_file_that_cannot_lie_where_it_should(mirror, tmp_path):
+    base = common.get_base_dir()
+    (base / "folder").mkdir()
+    (base / "file").write_text("in the way", encoding="utf-8")
+    for name in ("../up", "a/../../up", str(tmp_path / "abs"), "", ".", "folder"):
+        with pytest.raises(UserError, match="cannot be the name of a file in .*: choose a name"):
+            download_file_with_lock(f"{mirror.url}/{SMALL}", name)
+    with pytest.raises(UserError, match=r"cannot write .*/file/x \(.*\): .*NANOCHAT_BASE_DIR"):
+        download_file_with_lock(f"{mirror.url}/{SMALL}", "file/x")
+    assert visible(tmp_path) == ["nanochat_base/file"] and not mirror.asked
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_a_folder_that_only_its_owner_may_write_to(mirror, source, monkeypatch):
+    """What is there can be used by others; what is not is one line. (In a process that is nobody's, if we are root.)"""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        base = Path(name)
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+        listing = hub.list_files(REPO)
+        hub.fetch(listing, listing.files, base / "out")
+        path = download_file_with_lock(f"{mirror.url}/{SMALL}", "small.jsonl")
+        shutil.rmtree(base / "out/.hub")
+        for folder in (base / "out", base):
+            folder.chmod(0o555)
+        try:
+            as_nobody(mirror, listing, base / "out", path)
+        finally:
+            base.chmod(0o755)
+            (base / "out").chmod(0o755)
+
+
+def as_nobody(mirror: Mirror, listing: hub.Listing, folder: Path, path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            if os.getuid() == 0:
+                os.setuid(65534)
+            hub.fetch(listing, listing.files, folder, trusted=lambda f, p: True)
+            for sha256 in ("", sha256_file(path)):
+                assert download_file_with_lock(f"{mirror.url}/{SMALL}", "small.jsonl", sha256=sha256) == path
+            for act in (lambda: hub.fetch(listing, listing.files, folder),
+                        lambda: download_file_with_lock(f"{mirror.url}/{SMALL}", "new")):
+                with pytest.raises(UserError, match=r"cannot write .*\(Permission denied\): .*NANOCHAT_BASE_DIR"):
+                    act()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_a_plain_file_that_will_never_come(mirror, monkeypatch):
     from huggingface_hub import constants
 
-    for url, words in ((f"{mirror.url}/nothing", "HTTP 404"), ("file:///etc/hostname", "protocol"), ("nonsense", "")):
-        with pytest.raises(UserError, match=f"could not download {url}: .*{words}"):
+    for url, words in ((f"{mirror.url}/nothing", "HTTP 404"), ("file:///etc/hostname", "protocol"), ("nonsense", ""),
+                       (f"{mirror.url}/a\nb", "non-printable"), ("http://\ud800/", ""), ("http://[", ""), ("", "")):
+        with pytest.raises(UserError, match=re.escape(f"could not download {url!r}: ") + f".*{words}") as e:
             download_file_with_lock(url, "d")
+        assert str(e.value).isprintable()
     assert len(mirror.asked) == 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):

@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,9 +24,9 @@ from nanochat.hub import HubFile, Listing
 from scripts.chat_eval import source_label
 from tasks.catalog import make_task
 from tasks.common import check_conversation
-from tasks.rows import BadRow, ParquetRows, Shuffled
+from tasks.rows import BadRow, ParquetRows, Rows, Shuffled
 from tests.conversation_fuzz import run_fuzz
-from tests.hub_mirror import Mirror
+from tests.hub_mirror import Mirror, git_id
 
 MMLU, ARC, GSM8K, SMOLTALK = "cais/mmlu", "allenai/ai2_arc", "openai/gsm8k", "HuggingFaceTB/smol-smoltalk"
 
@@ -121,10 +123,21 @@ def test_hub_sets_are_fetched_once_pinned_and_the_same_without_network(tmp_path)
     sets = published()
     folders = {repo: write_set(tmp_path / "hub" / repo, files) for repo, files in sets.items()}
     base = tmp_path / "base"
-    with Mirror(folders) as mirror:
+
+    def moves_on(path: str) -> None:
+        """Whoever asks what MMLU's latest revision is makes it another one; and has to wait, so that others ask too."""
+        if path in (f"/api/datasets/{MMLU}", f"/api/datasets/{MMLU}/revision/main"):
+            commits.append(git_id(str(len(commits)).encode()))
+            mirror.repos[MMLU].commit = commits[-1]
+            time.sleep(1)
+
+    commits: list[str] = []
+    with Mirror(folders, faults=moves_on) as mirror:
         both = [start(EVERY, base, mirror.url) for _ in range(2)]  # as two ranks would
         first, second = (found_by(process) for process in both)
         assert first == second
+        pinned = json.loads((base / "task_data/cais--mmlu/manifest.json").read_text(encoding="utf-8"))["revision"]
+        assert commits == [pinned]  # one of them asked, the other took its word
         asked = [a for a in mirror.asked if a.sent]
         names = [a.path.rsplit("/", 1)[-1] for a in asked]
         assert len(asked) == 11, names  # each file once, and nothing of what was not asked for (anatomy)
@@ -185,6 +198,42 @@ def test_what_the_hub_has_no_set_for_comes_from_the_pocket_world(pocket_base, mo
     assert source_label(make_task("gsm8k", "pocket", "test"), "fineweb-edu:8") == {}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_what_is_all_there_is_only_read(monkeypatch):
+    """Another user's base folder, or one on a disk that is mounted for reading."""
+    with tempfile.TemporaryDirectory() as base:  # (root's own pytest folder is closed to all others)
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", base)
+        folder = fetched_before(GSM8K, {"main/test-0": gsm8k(4)})
+        before = sorted(Path(base).rglob("*"))
+        places = [path for path in (Path(base), *before) if path.is_dir()]
+        for path in places:
+            path.chmod(0o555)
+        me = os.geteuid()
+        try:
+            if me == 0:
+                os.seteuid(65534)  # root may write anywhere
+            with pytest.raises(OSError):
+                (folder / "x").touch()
+            assert len(make_task("gsm8k", "hub", "test")) == 4
+        finally:
+            os.seteuid(me)
+            for path in places:
+                path.chmod(0o755)
+        assert sorted(Path(base).rglob("*")) == before
+
+
+def test_a_published_set_has_the_fingerprint_of_its_files():
+    sets = {"main/test-0": gsm8k(4), "main/test-1": gsm8k(5), "main/train-0": gsm8k(4)}
+    folder = fetched_before(GSM8K, sets)
+    train, test = (make_task("gsm8k", "hub", split).fingerprint() for split in ("train", "test"))
+    fetched_before(GSM8K, {**sets, "main/train-0": gsm8k(5)})
+    assert make_task("gsm8k", "hub", "test").fingerprint() == test != train
+    assert make_task("gsm8k", "hub", "train").fingerprint() not in (train, test)
+    (folder / "main/test-1.parquet").unlink()
+    fetched_before(GSM8K, {"main/test-0": gsm8k(4)})
+    assert make_task("gsm8k", "hub", "test").fingerprint() != test
+
+
 def test_nothing_fetched_and_no_network(tmp_path):
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
         make_task("gsm8k", "hub", "test")
@@ -219,9 +268,13 @@ def test_parquet_rows_are_one_list(tmp_path):
 
 
 def test_the_order_of_the_rest_is_the_same_without_the_bad_ones():
-    rows = list(range(50))
-    assert list(Shuffled(rows, without={3, 7})) == [i for i in Shuffled(rows) if i not in (3, 7)]
-    assert sorted(Shuffled(rows)) == rows != list(Shuffled(rows))
+    for n in (50, 1500):
+        rows = Rows(range(n), "numbers")
+        assert list(Shuffled(rows, without={3, 7})) == [i for i in Shuffled(rows) if i not in (3, 7)]
+        assert sorted(Shuffled(rows)) == rows != list(Shuffled(rows))
+    fingerprints = {Shuffled(rows, **kw).fingerprint for rows in (rows, Rows(range(n), "others"))
+                    for kw in ({}, {"seed": 1}, {"without": {3, 7}}, {"without": {37}})}  # fmt: skip
+    assert len(fingerprints) == 8
 
 
 # --------------------------------------------------------------------------- random conversations
