@@ -1,6 +1,6 @@
 """The loader: its packer against the plain best-fit scan, the whole way from parquet to batches, the cost of a rank.
 
-    python bench/dataloader.py                                     # some four minutes on two cores
+    python bench/dataloader.py                                     # half a minute on two cores
     python bench/dataloader.py --rounds=1 --packing_megabytes=5 --data=pocket
 
 1. **Packing**, ours (windows as the loader has them) and the scan of tests/reference/packing.py (a buffer of 1 000

@@ -23,6 +23,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from nanochat.common import UserError, cpu_cores
+from nanochat.dataset import Corpus
 from nanochat.packing import to_inputs_and_targets
 from nanochat.prefetch import Prefetch
 from nanochat.ranks import gather_texts, rank_and_world
@@ -252,8 +254,9 @@ def _checked(B: int, T: int, rank: int, world_size: int, workers: int | None) ->
 
 
 def tokenizing_distributed_data_loader_with_state(
-    tokenizer: Any, B: int, T: int, split: str = "train", *, data: str = "pocket", device: str | torch.device = "cpu",
-    state: dict | None = None, seed: int = 0, rank: int = 0, world_size: int = 1, workers: int | None = None,
+    tokenizer: Any, B: int, T: int, split: str = "train", *, data: str | Path | Corpus = "pocket",
+    device: str | torch.device = "cpu", state: dict | None = None, seed: int = 0, rank: int = 0, world_size: int = 1,
+    workers: int | None = None,
 ) -> Loader:
     """Batches of pretraining text. `train`: endless, epoch after epoch; `val`: one pass in a fixed order.
 

@@ -163,6 +163,7 @@ def convert(manifest: Manifest, files: dict[str, Entry], folder: Path, verify: b
             os.utime(made)
         known, problems = compare(made, known, verify=verify, held=manifest.held)
         if problems:
+            manifest.need_lock()
             print0(f"note: {made} is damaged ({some_of(problems)}): it is made again")
             shutil.rmtree(made)
     else:

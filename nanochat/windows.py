@@ -12,12 +12,13 @@ There is nothing to run here; dataloader.py makes batches of windows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from nanochat.common import UserError, print0
-from nanochat.dataset import corpus, read_unit
+from nanochat.dataset import Corpus, corpus, read_unit
 from nanochat.packing import Packed, Piece, cut, pack_documents, pack_pieces
 from nanochat.tokenizer import Rendered
 from tasks.common import Task
@@ -77,7 +78,7 @@ def _window(packed: Packed, next_unit: int, counts: dict[str, int]) -> Window:
 class TextSource:
     """Pretraining: units are the row groups of one split of a corpus."""
 
-    def __init__(self, tokenizer: Any, T: int, split: str, data: str, seed: int, threads: int):
+    def __init__(self, tokenizer: Any, T: int, split: str, data: str | Path | Corpus, seed: int, threads: int):
         self.corpus = corpus(data)
         self.units = self.corpus.units(split)
         self.tokenizer, self.T, self.bos, self.threads = tokenizer, T, tokenizer.get_bos_token_id(), threads
