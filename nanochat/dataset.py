@@ -186,7 +186,7 @@ def _refuse(manifest: Manifest, folder: Path, problems: list[str], remedy: str) 
 
 
 def _hub_corpus(source: Source, verify: bool = False) -> Corpus:
-    """Validation is the first file of the repository's folder, training text the next N, fetched if need be."""
+    """Validation is one file of the repository's folder, training text the next N, fetched if need be."""
     wanted = wanted_files(source, listed(source))
     folder = fetch_missing(source, wanted)
 

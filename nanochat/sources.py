@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nanochat import hub
 from nanochat.common import UserError, get_base_dir
@@ -30,6 +30,7 @@ DEFAULT_SHARDS = 8
 GRAMMAR = "pocket, fineweb-edu[:N], hub:OWNER/NAME[/FOLDER][@REVISION][:N] or a folder"
 
 _FINEWEB = re.compile(r"(?:fineweb-edu|hub)(?::(?P<shards>\d{1,9}))?", re.ASCII)
+_HELD_OUT = re.compile(r"(?:val|valid|validation|test)(?:[-_.]|$)", re.IGNORECASE)
 _REPOSITORY = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?P<under>(?:/[^/@:]+)*)/?"
                          r"(?:@(?P<revision>[^:@]+))?(?::(?P<shards>\d{1,9}))?", re.ASCII)
 
@@ -179,13 +180,25 @@ def remember(source: Source, shards: int) -> None:
 
 def wanted_files(source: Source, manifest: Manifest, shards: int = 0) -> tuple[hub.HubFile, ...]:
     """The files that `source` means: the one for validation and the first N others."""
-    files = manifest.listing.files if manifest.listing else ()
+    files = in_reading_order(manifest.listing.files if manifest.listing else ())
     most = max(1, len(files) - 1)  # a single file is divided
     n = shards or source.shards or manifest.asked or min(DEFAULT_SHARDS, most)
     if n > most:
         raise UserError(f"{source.label}: {source.repo} has {len(files)} parquet file(s), one for validation: ask "
                         f"for at most {most} training shards instead of {n}")
     return files[: n + 1]
+
+
+def in_reading_order(files: tuple[hub.HubFile, ...]) -> tuple[hub.HubFile, ...]:
+    """The file for validation, then those for training: a repository that names such files means it.
+
+    `test-0, train-0, train-1, validation-0, validation-1 -> validation-0, train-0, train-1`; `shard_0, shard_1` stay.
+    """
+    held_out = [f for f in files if any(map(_HELD_OUT.match, PurePosixPath(f.name).parts))]
+    training = [f for f in files if f not in held_out]
+    if not held_out or not training:
+        return files
+    return (next((f for f in held_out if "val" in f.name), held_out[0]), *training)
 
 
 def fetch_missing(source: Source, wanted: Iterable[hub.HubFile]) -> Path:

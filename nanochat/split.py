@@ -1,7 +1,7 @@
 """The validation split: chosen once from what a source holds, pinned in its manifest, and never moved afterwards; and
 the conversion of files that must be divided by document.
 
-A hub source of several files: all of its first file (FineWeb-Edu: shard 0, which every machine has, for any N).
+A hub source of several files: all of one, its `validation-…` or else its first (FineWeb-Edu: shard 0), for any N.
 Anything else: about 1% of the row groups of the files read in place, by the hash of their file, and about 1% of the
 documents of the files that are converted, by their own hash. What comes later is training text, except for copies of
 pinned text, which are left out: of pinned files and row groups, and of single documents in files that are converted.

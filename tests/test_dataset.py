@@ -40,7 +40,7 @@ from nanochat.dataset import (
 )
 from nanochat.documents import build_once, split_long_text
 from nanochat.manifest import load_manifest, locked, looks_the_same
-from nanochat.sources import FINEWEB_EDU, Source, parse_source
+from nanochat.sources import FINEWEB_EDU, Source, in_reading_order, parse_source
 from tests.hub_mirror import Fault, Mirror
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -985,3 +985,17 @@ def test_a_name_that_looks_like_a_repository_gets_a_hint():
     with pytest.raises(UserError, match="does not exist") as e:
         corpus("/me/texts")
     assert "--data=hub" not in str(e.value)
+
+
+@pytest.mark.parametrize(("there", "read"), [
+    ("shard_0 shard_1 shard_2", "shard_0 shard_1 shard_2"),
+    ("data/test-0 data/train-0 data/train-1 data/validation-0 data/validation-1",
+     "data/validation-0 data/train-0 data/train-1"),
+    ("test/0 train/0 train/1", "test/0 train/0 train/1"),
+    ("a b/Val_1 c", "b/Val_1 a c"),
+    ("test-0 test-1", "test-0 test-1"),  # a folder of nothing else, chosen on purpose
+    ("latest-0 value-0 values", "latest-0 value-0 values"),
+])
+def test_files_that_a_repository_holds_out_are_not_trained_on(there, read):
+    files = tuple(hub.HubFile(name, 1, "") for name in there.split())
+    assert [f.name for f in in_reading_order(files)] == read.split()
