@@ -37,7 +37,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.reference: the installed project leaves it out
 
 from nanochat import configurator
-from nanochat.common import UserError, check_at_least, keep_freed_memory, print0
+from nanochat.common import UserError, check_at_least, cpu_cores, keep_freed_memory, print0
 from nanochat.dataloader import Loader, conversation_loader, tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import parquets_iter_batched, text_iterator
 from nanochat.packing import pack_documents
@@ -294,8 +294,7 @@ def main(config: Config) -> None:
     console = Console(width=120)
     for table in tables(packing, loaders, config.seq_len, config.buffer):
         console.print(table)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print0(json.dumps(summary(packing, loaders) | {"data": label, "cores": cores, "workers": config.workers}))
+    print0(json.dumps(summary(packing, loaders) | {"data": label, "cores": cpu_cores(), "workers": config.workers}))
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
     for item in items:
         found = ITEM.fullmatch(item.strip())
         numbers = [n for n in found.group("rows", "times") if n is not None] if found else []
-        if found is None or not all(n.strip("0") and len(n) < 10 for n in numbers):
-            raise UserError(f'"{item}" is no mixture item: write name[@split][:rows][*times], as in gsm8k:1000*2')
+        if found is None or not all(n.strip("0") and len(n) < 10 for n in numbers) or len(found["times"] or "") > 3:
+            raise UserError(f'"{item}" is no mixture item: write name[@split][:rows][*times], as in gsm8k:1000*2 '
+                            "(rows from 1, times 1 to 999)")
         name, rows = found["name"], found["rows"]
         size_key = "size" if ALIASES.get(name, name) in SIZED else "stop"
         from_split = found["split"] if found["split"] and split == "train" else split
