@@ -606,8 +606,8 @@ def test_mixture_items(data, tmp_path):
     # what was trained on is not what validates
     test = parse_mixture(["mmlu@dev:4", "arc_easy@validation"], data, "test")
     assert [len(t) for t in test.tasks] == [4, 8]  # (there is no ARC validation file here: it was not asked for)
-    for bad in ([], ["gsm8k:0"], ["gsm8k*0"], [""], ["gsm8k*x"], ["nothing"], ["gsm8k:00"], ["gsm8k*00"], ["gsm8k*1000"],
-                ["gsm8k*" + "9" * 5000]):  # fmt: skip
+    for bad in ([], ["gsm8k:0"], ["gsm8k*0"], [""], ["gsm8k*x"], ["nothing"], ["gsm8k:00"], ["gsm8k*00"],
+                ["gsm8k*1000"], ["gsm8k*" + "9" * 5000]):  # fmt: skip
         with pytest.raises(UserError):
             parse_mixture(bad, data)
 
