@@ -44,9 +44,10 @@ from _tokenizer_figures import ENCODERS, NO_MERGES, TRAINERS, Key, Results, cons
 from rich.console import Console
 
 from nanochat import configurator
-from nanochat.common import UserError, atomic_write, check_at_least, get_base_dir, print0
+from nanochat.common import UserError, check_at_least, get_base_dir, print0
 from nanochat.dataset import corpus, read_unit
 from nanochat.documents import build_once, read_documents
+from nanochat.files import atomic_write
 from nanochat.tokenizer import SPLIT_PATTERN, RustBPETokenizer, pick_tokenizer_class, ranks_of_lines
 from nanochat.tokenizer_json import tokenizer_json
 

@@ -2,35 +2,37 @@
 
     base_checkpoints/d4/
       tokenizer/                      the tokenizer that the run was trained with
+      log.jsonl                       its losses, a line each
       model_000500.safetensors
       optim_000500_rank0.safetensors  one a rank: the part of the optimizer's state that it keeps
-      meta_000500.json                what the run needs to go on, and the SHA-256 of every file above
+      meta_000500.json                what the run needs to go on, the SHA-256 of every file above and its own
 
 `meta` is written last: a step without a valid one does not exist. Loading refuses a file whose hash differs. What N
 ranks saved, any other number can load: the parts of the optimizer's state are put together and cut anew. Ranks on
-several machines must have the directory in common.
+several machines must have the directory in common. The hashes find damage; they are no signature: whoever can write
+the directory can make a checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanochat.common import UserError, atomic_write, fsync_dir, get_base_dir, print0, resolve_dtype, sha256_file
+from nanochat.common import UserError, check_disk, get_base_dir, print0, resolve_dtype
+from nanochat.files import atomic_write, fsync_file, make_dirs, remove_files, sha256_file
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import merge_state_dicts
 from nanochat.ranks import all_or_none, gather_texts, on_rank0, rank_and_world
-from nanochat.run import free_fields
+from nanochat.tensor_file import read_tensors, tensor_bytes, write_tensors
 from nanochat.tokenizer import RustBPETokenizer
 
 SOURCES = {"base": "base_checkpoints", "mid": "mid_checkpoints", "sft": "chatsft_checkpoints",
@@ -74,26 +76,36 @@ def find_largest_model(root: str | Path) -> str:
 
 # --------------------------------------------------------------------------- saving
 
+LOG = "log.jsonl"
+_OWN_HASH = "meta_sha256"  # the last key of a meta file: of the text without it
+_SPARE = 1 << 20  # bytes of the disk beyond the tensors: meta, tokenizer, what the file system needs
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write under a temporary name, fsync, rename. Returns the file's SHA-256."""
-    temporary = path.with_name(f".{path.name}.tmp")
+
+def render_meta(meta: dict[str, Any]) -> str:
+    """The text of a meta file, which ends in its own hash. `parse_meta` takes nothing but what this writes."""
+    own = hashlib.sha256(json.dumps(meta, indent=1, allow_nan=False).encode("utf-8")).hexdigest()
+    return json.dumps({**meta, _OWN_HASH: own}, indent=1, allow_nan=False) + "\n"
+
+
+def parse_meta(text: str) -> dict[str, Any]:
+    """The inverse; a ValueError where even one byte is not as it was written."""
     try:
-        try:
-            save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary)
-        except SafetensorError as e:
-            if "os error 28" not in str(e):
-                raise
-            raise OSError(errno.ENOSPC, "no space left on device", str(path)) from e
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        digest = sha256_file(temporary)
-        os.chmod(temporary, 0o644)  # safetensors makes 0600; a checkpoint is as readable as any other file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
-    return digest
+        meta = json.loads(text)
+        if not isinstance(meta, dict) or not isinstance(meta.pop(_OWN_HASH, None), str):
+            raise ValueError("it holds no hash of its own")
+        if render_meta(meta) != text:
+            raise ValueError("its text does not have the SHA-256 that stands in it")
+    except (RecursionError, AttributeError, TypeError) as e:  # nested without end
+        raise ValueError(type(e).__name__) from e
+    return meta
+
+
+def check_room(directory: Path, model_data: dict[str, Tensor], optimizer_data: dict[str, Tensor] | None) -> None:
+    """Refuse a save for which the disk has no room; every rank must call this, for what they all will write."""
+    rank, _ = rank_and_world()
+    mine = tensor_bytes(optimizer_data or {}) + (tensor_bytes(model_data) + _SPARE if rank == 0 else 0)
+    needed = sum(map(int, gather_texts(str(mine))))
+    on_rank0(lambda: check_disk(directory, needed, f"a checkpoint in {directory}"))
 
 
 def save_checkpoint(
@@ -104,47 +116,109 @@ def save_checkpoint(
     meta_data: dict[str, Any],
     *,
     tokenizer: RustBPETokenizer,
+    rng: dict[str, str] | None = None,
+    keep: int = 0,
 ) -> None:
-    """Write a step; every rank must call this. `meta_data` must be JSON; `step`, the tokenizer's hash and the files'
-    hashes are added to it.
+    """Write a step; every rank must call this. `meta_data` must be JSON; `step`, the tokenizer's hash, the random
+    states `rng` of all ranks and the files' hashes are added to it. Then all but the last `keep` steps go (0: none).
 
     Each rank writes its own `optimizer_data`, rank 0 all the rest. If any write fails, all ranks fail, and the step
-    does not exist.
+    does not exist; those before it do.
     """
     directory, (rank, _) = Path(directory), rank_and_world()
     files: dict[str, str] = {}
+
+    def prepare() -> dict[str, str]:
+        make_dirs(directory)
+        # A step that is there already must not be one of old and new files, not for a moment.
+        remove_files(directory, [name for name in [_meta_name(step)] if (directory / name).exists()])
+        return _keep_tokenizer(directory, tokenizer)
+
+    tokenizer_files = on_rank0(prepare)
+    check_room(directory, model_data, optimizer_data)
     with all_or_none(f"saving step {step}"):
-        directory.mkdir(parents=True, exist_ok=True)  # on every rank: none waits for another to make it
         if rank == 0:
-            if not (directory / "tokenizer").exists():
-                tokenizer.save(directory / "tokenizer")
-            files = {f"tokenizer/{p.name}": sha256_file(p) for p in sorted((directory / "tokenizer").iterdir())}
             name = f"model_{step:06d}.safetensors"
-            files[name] = _write_tensors(directory / name, model_data)
+            files[name] = write_tensors(directory / name, model_data)
         if optimizer_data is not None:
             name = f"optim_{step:06d}_rank{rank}.safetensors"
-            files[name] = _write_tensors(directory / name, optimizer_data)
+            files[name] = write_tensors(directory / name, optimizer_data)
 
-    files = {name: digest for text in gather_texts(json.dumps(files)) for name, digest in json.loads(text).items()}
+    said = [json.loads(text) for text in gather_texts(json.dumps({"files": files, "rng": rng}))]
+    files = tokenizer_files | {name: digest for one in said for name, digest in one["files"].items()}
 
     def commit() -> None:
         absent = [name for name in files if not (directory / name).is_file()]
         if absent:
             raise UserError(f"{absent[0]} was written by a rank on another machine, which has a {directory} of its "
                             "own: set NANOCHAT_BASE_DIR to a folder that all machines share")
-        meta = {**meta_data, "step": step, "tokenizer": tokenizer.fingerprint(), "files": files}
-        atomic_write(directory / f"meta_{step:06d}.json", json.dumps(meta, indent=1, allow_nan=False))
+        if (directory / LOG).exists():
+            fsync_file(directory / LOG)  # what meta says of it must be on the disk before meta is
+        meta = {**meta_data, "step": step, "tokenizer": tokenizer.fingerprint(), "files": files,
+                "rng": [one["rng"] for one in said]}
+        atomic_write(directory / _meta_name(step), render_meta(meta))
+        rotate(directory, keep)
 
     on_rank0(commit)
+
+
+def _meta_name(step: int) -> str:
+    return f"meta_{step:06d}.json"
+
+
+def _keep_tokenizer(directory: Path, tokenizer: RustBPETokenizer) -> dict[str, str]:
+    """See to it that the run's tokenizer is there; the hashes of its files, as they were when it was written."""
+    for step in saved_steps(directory)[-1:]:
+        meta = load_meta(directory, step)
+        files = {name: digest for name, digest in meta["files"].items() if name.startswith("tokenizer/")}
+        if meta["tokenizer"] == tokenizer.fingerprint() and files:
+            return files
+    tokenizer.save(directory / "tokenizer")  # also over what a killed save has left of it
+    return {f"tokenizer/{p.name}": sha256_file(p) for p in sorted((directory / "tokenizer").iterdir())}
+
+
+# --------------------------------------------------------------------------- removing
+
+
+def _data_of(directory: Path, steps: Iterable[int] | None = None) -> list[str]:
+    """Names of the tensor files of these steps (None: of all)."""
+    wanted = None if steps is None else set(steps)
+    found = [(name, re.fullmatch(r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.safetensors", name))
+             for name in sorted(os.listdir(directory))]
+    return [name for name, m in found if m and (wanted is None or int(m[1]) in wanted)]
+
+
+def rotate(directory: Path, keep: int) -> None:
+    """Remove all but the last `keep` steps (0: none). Metas first: what is removed half-way is no checkpoint."""
+    old = saved_steps(directory)[:-keep] if keep > 0 else []
+    remove_files(directory, map(_meta_name, old))
+    remove_files(directory, _data_of(directory, old) if old else [])
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed saves and removals have left: temporary files, and tensors of steps that do not exist.
+
+    For the one who holds the run's lock and has not begun to save. Nothing is removed that any checkpoint needs.
+    """
+    if not directory.is_dir():
+        return
+    steps = saved_steps(directory)
+    left = [name for name in _data_of(directory) if int(name.split("_")[1].split(".")[0]) not in steps]
+    for folder in (directory, directory / "tokenizer"):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        temporary = [n for n in names if re.fullmatch(r"\.(meta|model|optim|log|tokenizer)\S*\.tmp", n)]
+        remove_files(folder, temporary + (left if folder == directory else []))
 
 
 def delete_checkpoints(directory: str | Path) -> None:
     """Forget a run: metas first, so that what is left half-way through is no checkpoint."""
     directory = Path(directory)
-    for pattern in ("meta_*.json", "model_*.safetensors", "optim_*.safetensors", "log.jsonl", "tokenizer/*"):
-        for path in directory.glob(pattern):
-            path.unlink()
+    if not directory.is_dir():
+        return
+    remove_files(directory, map(_meta_name, saved_steps(directory)))
+    remove_files(directory, [*_data_of(directory), LOG])
     if (directory / "tokenizer").is_dir():
+        remove_files(directory / "tokenizer", os.listdir(directory / "tokenizer"))
         (directory / "tokenizer").rmdir()
 
 
@@ -152,52 +226,61 @@ def delete_checkpoints(directory: str | Path) -> None:
 
 
 def load_meta(directory: str | Path, step: int) -> dict[str, Any]:
-    """The JSON of a step, without touching its tensors."""
-    path = Path(directory) / f"meta_{step:06d}.json"
+    """The JSON of a step, verified by its own hash, without touching its tensors."""
+    path = Path(directory) / _meta_name(step)
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_meta(path.read_bytes().decode("utf-8"))
+        names = [str(name) for name in meta["files"]]
+        strange = [n for n in names if not re.fullmatch(r"(?:tokenizer/)?\w[\w.-]*", n)]
+        if meta["step"] != step or strange:
+            raise ValueError(f"it names {strange[0]!r}" if strange else f"it is that of step {meta['step']}")
     except FileNotFoundError:
         have = ", ".join(map(str, saved_steps(directory))) or "none"
         raise UserError(f"{directory} has no step {step} (steps there: {have})") from None
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}): use another --step (there: {saved_steps(directory)}), or "
+    except (ValueError, KeyError, TypeError) as e:
+        why = f"{e.args[0]!r} is missing" if isinstance(e, KeyError) else e
+        raise UserError(f"{path} is damaged ({why}): use another --step (there: {saved_steps(directory)}), or "
                         "delete it to go on from the step before") from None
-    if meta.get("step") != step or "files" not in meta:
-        raise UserError(f"{path} is not the meta file of step {step}")
     return meta
 
 
-def _verified(directory: Path, meta: dict[str, Any], prefix: str) -> list[Path]:
-    """The files of a checkpoint whose names start with `prefix`, after their hashes were compared."""
+def verify(directory: Path, meta: dict[str, Any], *kinds: str) -> list[Path]:
+    """The files of a checkpoint whose names start with one of `kinds`, after the hashes of all were compared."""
     paths = []
-    for name, digest in meta["files"].items():
-        if name.startswith(prefix):
+    for kind in kinds:
+        names = [name for name in meta["files"] if name.startswith(kind)]
+        if not names:
+            raise UserError(f"step {meta['step']} of {directory} was saved without {kind}* files")
+        for name in names:
             path = directory / name
-            if not path.is_file():
-                raise UserError(f"checkpoint file {path} is missing")
-            if sha256_file(path) != digest:
-                raise UserError(f"checkpoint file {path} is damaged: its SHA-256 is not the one recorded in meta")
+            try:
+                intact = sha256_file(path) == meta["files"][name]
+            except OSError as e:
+                raise UserError(f"checkpoint file {path} is missing or cannot be read ({e.strerror})") from None
+            if not intact:
+                raise UserError(f"checkpoint file {path} is damaged: its SHA-256 is not the one recorded in "
+                                f"{_meta_name(meta['step'])}; delete that one to go on from the step before")
             paths.append(path)
-    if not paths:
-        raise UserError(f"step {meta['step']} of {directory} was saved without {prefix}* files")
     return paths
 
 
 def load_checkpoint(
     directory: str | Path, step: int, device: torch.device, load_optimizer: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict[str, Any]]:
-    """`(model_data, optimizer_data or None, meta)`, every file verified before it is read.
+    """`(model_data, optimizer_data or None, meta)`, every file verified before any is read, the tokenizer's too.
 
     `optimizer_data` is the whole state, of however many ranks saved it, on the CPU: a rank will take its part of it.
     """
     directory = Path(directory)
     meta = load_meta(directory, step)
-    (model_path,) = _verified(directory, meta, "model_")
+    optim = [f"optim_{step:06d}_rank"] if load_optimizer else []
+    paths = verify(directory, meta, "tokenizer/", f"model_{step:06d}.", *optim)
     optimizer_data = None
     if load_optimizer:
-        paths = sorted(_verified(directory, meta, f"optim_{step:06d}_rank"), key=_rank_of)
-        optimizer_data = merge_state_dicts([load_file(path) for path in paths])
-    return load_file(model_path, device=str(device)), optimizer_data, meta
+        parts = sorted((path for path in paths if path.name.startswith("optim_")), key=_rank_of)
+        optimizer_data = merge_state_dicts([read_tensors(path) for path in parts])
+    (model_path,) = (path for path in paths if path.name.startswith("model_"))
+    return read_tensors(model_path, device), optimizer_data, meta
 
 
 def _rank_of(path: Path) -> int:
@@ -205,13 +288,18 @@ def _rank_of(path: Path) -> int:
     return int(path.stem.rpartition("_rank")[2])
 
 
-def load_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -> None:
-    """Copy saved weights into a model, strictly; the first difference is named."""
+def check_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -> None:
+    """Refuse weights that do not fit a model (which may be on the meta device); the first difference is named."""
     own = model.state_dict()
     for name in sorted(own.keys() | model_data.keys()):
         shapes = [tuple(d[name].shape) if name in d else "absent" for d in (own, model_data)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{where} does not fit the model: {name} is {shapes[1]} there, {shapes[0]} here")
+
+
+def load_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -> None:
+    """Copy saved weights into a model, strictly."""
+    check_weights(model, model_data, where)
     model.load_state_dict(model_data)
 
 
@@ -225,12 +313,12 @@ def build_model(
     which halves what decoding must read; for `"train"` they stay float32.
     """
     model_data, _, meta = load_checkpoint(directory, step, device)
-    _verified(Path(directory), meta, "tokenizer/")
     tokenizer = RustBPETokenizer.from_directory(Path(directory) / "tokenizer")
     if tokenizer.fingerprint() != meta["tokenizer"]:
         raise UserError(f"{directory}/tokenizer is not the tokenizer that step {step} was trained with")
     with torch.device("meta"):
-        model = GPT(GPTConfig(**meta["model_config"]))
+        model = GPT(model_config_of(meta, directory))
+    check_weights(model, model_data, directory)  # before anything of its size is allocated
     model.to_empty(device=device)
     load_weights(model, model_data, directory)
     model.compute_dtype = dtype or resolve_dtype("auto", device.type)
@@ -265,36 +353,15 @@ def load_model(
     return model, tokenizer, meta
 
 
-# --------------------------------------------------------------------------- going on
-
-def resume_step(
-    directory: str | Path, config: dict[str, Any], parent: dict[str, Any] | None, *, resume: bool, overwrite: bool
-) -> int | None:
-    """Where a run in `directory` starts: the step to resume from, or None for a new run.
-
-    A run that is there is never mixed with another: it is gone on with (`--resume`, same configuration and parent
-    model), replaced (`--overwrite`; with both flags, only if it cannot be gone on with), or a `UserError` says so.
-    """
-    steps = saved_steps(directory)
-    if not steps or (overwrite and not resume):
-        delete_checkpoints(directory)
-        return None
-    if not resume:
-        raise UserError(f"{directory} holds a run at step {steps[-1]}: --resume goes on with it, --overwrite replaces "
-                        "it, --model_tag=NAME starts another beside it")
-    meta = load_meta(directory, steps[-1])
-    saved, now = {**meta["config"], "parent": meta["parent"]}, {**config, "parent": parent}
-    differing = [f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in sorted(saved.keys() | now.keys())
-                 if k not in free_fields(config) and saved.get(k) != now.get(k)]
-    if differing and overwrite:
-        delete_checkpoints(directory)
-        return None
-    if differing:
-        raise UserError(f"cannot resume {directory}, the configuration differs ({'; '.join(differing)}): "
-                        "--overwrite starts anew, --model_tag=NAME starts another run beside it")
-    return steps[-1]
-
-
 def model_config_dict(model: GPT) -> dict[str, int]:
     """The model's configuration as JSON for meta."""
     return asdict(model.config)
+
+
+def model_config_of(meta: dict[str, Any], where: str | Path) -> GPTConfig:
+    """The inverse; settings that this version does not have, or that are impossible, are refused by name."""
+    saved = meta.get("model_config")
+    try:
+        return GPTConfig(**saved)
+    except (TypeError, ValueError, AssertionError) as e:
+        raise UserError(f"{where} holds a model that this version cannot build ({e}): {saved}") from None

@@ -1,24 +1,26 @@
-"""What every room needs and none owns: device, dtype, seeds, ranks, paths, printing, safe writes.
+"""What every room needs and none owns: device, dtype, seeds, ranks, paths, printing.
 
-Floor 0: imports nothing of ours. There is nothing to run here.
+Floor 0. There is nothing to run here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import re
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nanochat.files import fsync_dir, sha256_file
+
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # of a rank with the others; the watchdog of a run is there sooner
 
 
 class UserError(Exception):
@@ -49,44 +51,18 @@ def get_base_dir() -> Path:
     return base
 
 
-def fsync_dir(path: Path) -> None:
-    """Make a rename inside `path` durable (POSIX: the directory entry is data of the directory)."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def check_disk(folder: str | Path, needed_bytes: int, what: str = "") -> None:
+    """Refuse to start what cannot be finished: UserError if the disk of `folder` has fewer free bytes.
 
-
-def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write `data` so that `path` is either the old file or the whole new one, whatever dies in between.
-
-    Text is written as UTF-8. Temporary name in the same folder, fsync, rename, fsync of the folder.
+    `what` needs them (default: the folder). Only a look ahead: others write too, and a full disk may come all the same.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    payload = data.encode("utf-8") if isinstance(data, str) else data
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(payload)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes 0600; our files are as readable as any other
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_dir(path.parent)
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file, read in 1 MiB pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed_bytes:
+        raise UserError(f"{what or folder} needs {needed_bytes:,} bytes and the disk has {free:,} free: free some, or "
+                        "set NANOCHAT_BASE_DIR to a folder on a larger disk")
 
 
 DOWNLOAD_ATTEMPTS, DOWNLOAD_PAUSE = 5, 1.0  # the pause (seconds) doubles after each failure
@@ -342,7 +318,7 @@ def compute_init(device_type: str = "", seed: int = 42, *, deterministic: bool =
     if ddp and not dist.is_initialized():
         # The timeout ends what hangs; a rank that dies ends the others at once, by torchrun or a closed connection.
         bound = {"device_id": device} if device_type == "cuda" else {}
-        dist.init_process_group("nccl" if bound else "gloo", timeout=timedelta(minutes=30), **bound)
+        dist.init_process_group("nccl" if bound else "gloo", timeout=PATIENCE, **bound)
     return ddp, rank, local_rank, world_size, device
 
 
@@ -395,7 +371,6 @@ def cpu_cores() -> int:
 
 def compile_problem(device_type: str) -> str | None:
     """Why `torch.compile` cannot work here, or None. It needs a compiler and Python's headers."""
-    import shutil
     import sysconfig
 
     if device_type == "mps":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
 import sys
 import time
 import types
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanochat.common import UserError, compute_cleanup, get_dist_info
+from nanochat.files import FULL
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -131,14 +131,14 @@ def main(run: Callable[[C], None], config_class: type[C], *, distributed: bool =
     except UserError as e:
         _say(f"error: {e}")
         sys.exit(REFUSED)
-    except KeyboardInterrupt:
-        _say("interrupted")
-        sys.exit(130)
+    except KeyboardInterrupt as e:
+        _say(str(e) or "interrupted")
+        sys.exit(getattr(e, "status", 130))  # a run that was stopped says by which signal
     except OSError as e:
-        if e.errno != errno.ENOSPC:
+        if e.errno not in FULL:
             raise
-        _say(f"error: the disk is full ({e.filename or 'while writing'}): free some space or point NANOCHAT_BASE_DIR "
-             "elsewhere; the last finished checkpoint is intact")
+        _say(f"error: the disk is full ({e.filename or 'while writing'}: {e.strerror}): free some space or point "
+             "NANOCHAT_BASE_DIR elsewhere; the last finished checkpoint is intact")
         sys.exit(REFUSED)
     except Exception as e:
         if (reason := _failure_elsewhere(e)) is None:

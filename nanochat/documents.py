@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from nanochat.common import UserError, fsync_dir
+from nanochat.common import UserError
+from nanochat.files import fsync_dir
 
 FORMATS = ".txt, .md, .jsonl, .parquet"
 CHUNK_CHARS = 32768

@@ -14,7 +14,8 @@ from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.dataloader import Batch, Loader, NothingToLearn, conversation_loader, rows_of_epoch
 from nanochat.ranks import on_rank0
 from nanochat.report import get_report
-from nanochat.train import Every, StageConfig, check_sizes, make_optimizer, rows_of, run_training, validation
+from nanochat.stage_config import StageConfig
+from nanochat.train import Every, check_sizes, make_optimizer, rows_of, run_training, validation
 from tasks.catalog import parse_mixture
 
 

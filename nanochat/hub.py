@@ -30,8 +30,9 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import UserError, fsync_dir, print0, stage_progress
-from nanochat.hub_file import HubFile, Listing, check_disk, described, may_lie_here, size_of, what_is_wrong
+from nanochat.common import UserError, check_disk, print0, stage_progress
+from nanochat.files import fsync_dir
+from nanochat.hub_file import HubFile, Listing, described, may_lie_here, size_of, what_is_wrong
 
 STAGING = ".hub"  # inside the target folder, so that the last step is a rename; hidden from whoever reads the folder
 ATTEMPTS = 8  # requests in a row that bring too little: then the file is given up

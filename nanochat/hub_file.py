@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import UserError, sha256_file
+from nanochat.files import sha256_file
 
 MAX_BYTES = 1 << 50  # a petabyte: no size that is meant
 
@@ -77,14 +76,3 @@ def what_is_wrong(path: Path, file: HubFile) -> str | None:
         while block := f.read(1 << 20):
             digest.update(block)
     return None if digest.hexdigest() == file.blob_id else "its git id is not the one that the hub names"
-
-
-def check_disk(folder: str | Path, needed_bytes: int) -> None:
-    """Refuse to start what cannot be finished: UserError if the disk of `folder` has fewer free bytes."""
-    there = Path(folder).absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed_bytes:
-        raise UserError(f"{folder} needs {needed_bytes:,} bytes and the disk has {free:,} free: free some, "
-                        "or set NANOCHAT_BASE_DIR to a folder on a larger disk")

@@ -36,8 +36,9 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import UserError, atomic_write, print0, progress
+from nanochat.common import UserError, print0, progress
 from nanochat.documents import FORMATS, open_parquet, text_chunks
+from nanochat.files import atomic_write
 from nanochat.hub import HubFile, Listing
 
 VERSION = 2

@@ -1,7 +1,8 @@
 """How the ranks of a run speak with each other, beside weights and gradients: a few numbers, a line of text, a failure.
 
 Everything here asks the process group, never the environment: without a group there is one rank, nothing is sent, and
-the caller need not know. With one, every rank must make the same calls in the same order.
+the caller need not know. With one, every rank must make the same calls in the same order. A second thread that wants to
+speak with its like on other ranks does so in a group of its own (`apart`), or its words and the first's would mix.
 
     start = on_rank0(lambda: resume_step(...))      # rank 0 decides, all know; its error is everybody's
     with all_or_none("saving step 500"): ...        # one that fails here ends all of them, instead of leaving them hang
@@ -15,13 +16,16 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.common import UserError
+from nanochat.common import PATIENCE, UserError
+
+_group: ContextVar[dist.ProcessGroup | None] = ContextVar("group", default=None)  # None: the default group
 
 
 class OtherRankFailed(Exception):
@@ -35,9 +39,24 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def new_group() -> dist.ProcessGroup | None:
+    """Another group of all ranks (all must call this), to speak `apart` in; None where there is nobody to speak to."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE) if rank_and_world()[1] > 1 else None
+
+
+@contextlib.contextmanager
+def apart(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """What is called here, in this thread, speaks in `group`."""
+    token = _group.set(group)
+    try:
+        yield
+    finally:
+        _group.reset(token)
+
+
 def wire_device() -> torch.device:
     """Where a tensor must lie to be sent: NCCL knows GPU memory only, gloo takes the CPU's."""
-    if rank_and_world()[1] > 1 and dist.get_backend() == "nccl":
+    if rank_and_world()[1] > 1 and dist.get_backend(_group.get()) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
@@ -45,7 +64,7 @@ def wire_device() -> torch.device:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum over all ranks, in place: `tensor` is whatever lies where the model lies."""
     if rank_and_world()[1] > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=_group.get())
     return tensor
 
 
@@ -55,7 +74,7 @@ def gather(tensor: Tensor) -> Tensor:
     if world_size == 1:
         return tensor[None]
     rows = [torch.empty_like(tensor) for _ in range(world_size)]
-    dist.all_gather(rows, tensor)
+    dist.all_gather(rows, tensor, group=_group.get())
     return torch.stack(rows)
 
 

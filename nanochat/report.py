@@ -37,7 +37,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import UserError, atomic_write, get_base_dir, get_dist_info, print0
+from nanochat.common import UserError, get_base_dir, get_dist_info, print0
+from nanochat.files import atomic_write
 from nanochat.report_render import SHOWN_KEYS, draw_pictures, render_markdown, shown
 
 # In the order in which they run. A stage that makes something outdates every stage after it; the others only look.

@@ -1,18 +1,23 @@
-"""What surrounds a long run: its sizes, its state, signals that ask it to stop, a log of its metrics that survives it.
+"""What surrounds a long run: its sizes, its state, its lock, signals that ask it to stop, a log that survives it.
 
     with StopSignals() as stop:
         while not stop.requested: ...          # the first Ctrl-C or SIGTERM asks, the second leaves at once
+
+There is nothing to run here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import signal
+import socket
 import stat
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,7 +25,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import UserError, atomic_write, check_at_least, print0
+from nanochat.common import UserError, check_at_least, print0
+from nanochat.files import atomic_write, make_dirs
 
 LAUNCHER = os.getppid()  # under torchrun, the process that started this rank
 
@@ -34,13 +40,21 @@ class TrainState:
     supervised_tokens: int = 0
     skipped: int = 0  # steps whose gradient was not finite
     train_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
+    logged: tuple[int, float] = (0, 0.0)  # tokens and train_seconds at that line
+    changes: list[dict[str, Any]] = field(default_factory=list)  # settings changed on the way: {"step", "fields"}
     loader: dict[str, Any] | None = None
     evaluations: list[dict[str, float | None]] = field(default_factory=list)  # {"step": ..., "bpb": ...}
 
+    def best(self) -> dict[str, float | None] | None:
+        """The evaluation with the fewest bits per byte so far."""
+        measured = [e for e in self.evaluations if e["bpb"] is not None]
+        return min(measured, key=lambda e: e["bpb"]) if measured else None
+
 
 # Settings that may differ between a run and its continuation without changing what is computed.
-FREE_FIELDS = {"resume", "overwrite", "save_every", "eval_every", "sample_every", "eval_tokens", "log_every",
-               "nonfinite", "device_batch_size"}
+FREE_FIELDS = {"resume", "changed", "overwrite", "save_every", "keep_last", "eval_every", "sample_every", "eval_tokens",
+               "log_every", "stall_seconds", "nonfinite", "device_batch_size"}
 
 
 def free_fields(settings: dict[str, Any]) -> set[str]:
@@ -84,51 +98,110 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def lock_run(directory: str | Path) -> FileLock:
-    """Hold a run's directory as long as the returned lock lives; a second process is refused. Dies with its process."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(directory) / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{directory} is being trained by another process: wait for it, end it, or use "
-                        "--model_tag=NAME") from None
-    return lock
+class RunLock:
+    """A run's directory belongs to one process on each rank while this lives; the kernel frees it with its process.
+
+    The lock file says who holds it: `{"pid", "host", "started", "command"}`. One that a dead process has left is no
+    obstacle (the record is only read when the lock is held), but worth a line: that run did not end by itself. Every
+    rank has a file of its own, for a rank that outlives the others may still be writing.
+    """
+
+    def __init__(self, directory: str | Path, rank: int = 0):
+        self.path = Path(make_dirs(directory)) / (f".lock_rank{rank}" if rank else ".lock")
+        self._lock = FileLock(self.path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{directory} is being trained by another process ({self._holder() or 'unknown'}): wait "
+                            "for it, end it, or use --model_tag=NAME") from None
+        if holder := self._holder():
+            print0(f"note: the last process in {directory} ({holder}) did not end by itself")
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+              "command": " ".join(sys.orig_argv)[:200]}
+        self._record(json.dumps(me))
+
+    def _holder(self) -> str:
+        """`pid 4711 on host x since 2026-11-28 01:02:03: python -m ...`, or "" where the file does not say."""
+        try:
+            him = json.loads(self.path.read_text(encoding="utf-8"))
+            return f"pid {him['pid']} on {him['host']} since {him['started']}: {him['command']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def _record(self, text: str) -> None:
+        with open(self.path, "r+", encoding="utf-8") as f:  # the file that is locked, not another of its name
+            f.truncate()
+            f.write(text)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._record("")
+        self._lock.release()
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to end, and has saved. `status` is the shell's for that signal: SIGINT 130, SIGTERM 143."""
+
+    def __init__(self, number: int, step: int):
+        self.status = 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, saved: --resume goes on")
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP set `requested`, so that a step can be finished and saved.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is kept in `requested` (else 0), so that a step can be
+    finished and saved. The second SIGINT or SIGTERM leaves at once, with the status of a process that the signal ended.
 
-    A second signal raises `KeyboardInterrupt` at once; nothing half-written is ever taken for good, so that is safe.
-    (Not a second SIGHUP: shell and kernel may both send one.) Off the main thread (tests, notebooks) signals cannot be
-    caught and stay as they are. Under torchrun every rank gets the signal; `speaks` is for one of them. There the end
-    of the launcher is a request too: nobody else would ever end this rank.
+    At once means at once: also when the main thread waits inside C++ for a rank that hangs, where no Python handler
+    runs. So a thread counts the signals as the kernel delivers them. Nothing half-written is ever taken for good, which
+    makes that safe. Within a second of the first it is the same request (torchrun and SLURM both pass it on), and
+    SIGHUP is never a second: shell and kernel may both send one.
+
+    Off the main thread (tests, notebooks) signals cannot be caught and stay as they are. Under torchrun every rank gets
+    the signal; `speaks` is for one of them. There the end of the launcher is a request too: nobody else would ever end
+    this rank.
     """
 
+    AGAIN = 1.0  # seconds
+
     def __init__(self, speaks: bool = True) -> None:
-        self.signalled, self.speaks = False, speaks
+        self.signalled, self.speaks = 0, speaks
 
     @property
-    def requested(self) -> bool:
+    def requested(self) -> int:
         if not self.signalled and "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != LAUNCHER:
-            self._ask("the launcher is gone: ")
+            self._ask(signal.SIGTERM, "the launcher is gone: ")
         return self.signalled
 
-    def _ask(self, why: str = "", how: str = "") -> None:
-        self.signalled = True
+    def _ask(self, number: int, why: str = "", how: str = "") -> None:
+        self.signalled = self.signalled or int(number)
         if self.speaks:
             print(f"\n{why}stopping after this step, then saving{how}", file=sys.stderr, flush=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             leave_terminal()
-        elif self.signalled:
-            raise KeyboardInterrupt
-        self._ask(how=" (again to leave at once)")
+        if not self.signalled:
+            self._ask(number, how=" (again to leave at once)")
+
+    def _count(self) -> None:
+        """In a thread: read a byte for each signal, leave on the second."""
+        first = None
+        while number := os.read(self._reader, 1)[0]:  # 0: the end
+            if number in (signal.SIGINT, signal.SIGTERM):
+                first = first or time.monotonic()
+                if time.monotonic() - first > self.AGAIN:
+                    os._exit(128 + number)
 
     def __enter__(self) -> StopSignals:
-        self._before = {}
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
+            self._reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._count, daemon=True, name="nanochat-signals")
+            self._thread.start()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._on_signal)
@@ -137,6 +210,12 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if hasattr(self, "_reader"):
+            signal.set_wakeup_fd(self._wakeup)
+            os.write(self._writer, b"\0")
+            self._thread.join()
+            os.close(self._reader)
+            os.close(self._writer)
 
 
 def leave_terminal() -> None:
@@ -150,19 +229,34 @@ def leave_terminal() -> None:
 class MetricsLog:
     """`log.jsonl` beside the checkpoints: one JSON object a line, each with its step.
 
-    When a run resumes, lines after the step it resumes from are dropped: the file reads as if it had never stopped.
+    A checkpoint holds the log's `mark()`: its length and hash at that step. A run that resumes gives it back, and the
+    file reads as if it had never stopped: what came after is cut off, what came before is verified.
     """
 
-    def __init__(self, path: str | Path, resume_step: int):
+    def __init__(self, path: str | Path, mark: dict[str, Any] | None = None):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
-        atomic_write(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        kept = b""
+        if mark and mark["bytes"] and not self.path.exists():
+            print0(f"note: {self.path} is gone: the curve of this run begins anew")
+        elif mark:
+            kept = self.path.read_bytes()[: mark["bytes"]] if self.path.exists() else b""
+            if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
+                raise UserError(f"{self.path} is damaged: it is not what was written before the last checkpoint; "
+                                "delete it to go on without the curve so far")
+        atomic_write(self.path, kept)
+        self._bytes, self._digest = len(kept), hashlib.sha256(kept)
 
     def log(self, step: int, **values: Any) -> None:
         """Append one line."""
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": step, **values}) + "\n")
+        line = (json.dumps({"step": step, **values}) + "\n").encode("utf-8")
+        with open(self.path, "ab") as f:
+            f.write(line)
+        self._bytes += len(line)
+        self._digest.update(line)
+
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint must hold to come back to this very line."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -198,22 +292,18 @@ class StepLog:
     peak_flops: float | None
     metrics: MetricsLog | None  # None: on all ranks but one
     rate: float = 0.0  # tokens a second in this process, without its first (compiling) step
-    _losses: list[float] = field(default_factory=list)
-    _from: tuple[int, float] | None = None  # tokens and seconds at the last line
-    _first: tuple[int, float] | None = None  # the same after the first step of this process
+    _first: tuple[int, float] | None = None  # tokens and seconds after the first step of this process
 
     def __call__(self, state: TrainState, m: dict[str, float]) -> None:
         if math.isfinite(m["loss"]) and math.isfinite(m["norm"]):  # a skipped step has taught nothing
-            self._losses.append(m["loss"])
-        now = state.tokens, state.train_seconds
-        first, before = self._first is None, self._from or (now[0] - m["tokens"], now[1] - m["seconds"])
+            state.losses.append(m["loss"])
+        now, first = (state.tokens, state.train_seconds), self._first is None
         self._first = self._first or now
-        if not first and state.step != self.num_iterations and (self.every < 1 or state.step % self.every):
+        due = state.step in (1, self.num_iterations) or (self.every > 0 and state.step % self.every == 0)
+        if not first and not due:
             return
-        self._from = now
-        loss = sum(self._losses) / len(self._losses) if self._losses else None
-        rate = (now[0] - before[0]) / (now[1] - before[1])
-        self._losses.clear()
+        loss = sum(state.losses) / len(state.losses) if state.losses else None
+        rate = (now[0] - state.logged[0]) / (now[1] - state.logged[1])
         if not first:
             self.rate = (now[0] - self._first[0]) / (now[1] - self._first[1])
         left = (self.num_iterations - state.step) * (state.tokens / state.step) / rate
@@ -221,6 +311,9 @@ class StepLog:
         print0(f"step {state.step:5d}/{self.num_iterations} | loss {'-' if loss is None else f'{loss:.4f}'} | "
                f"lr ×{m['lr']:.2f} | norm {m['norm']:.2f} | {rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate"
                + ("" if mfu is None else f", MFU {mfu:.0%}") + f" | {left / 60:.1f} min left")
+        if not due:  # a sign of life after a resume: no line that the uninterrupted run would not have
+            return
+        state.losses, state.logged = [], now
         if self.metrics:
             norm = m["norm"] if math.isfinite(m["norm"]) else None
             self.metrics.log(state.step, loss=loss, norm=norm, lr=m["lr"], tokens_per_second=rate)

@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tiktoken
 
-from nanochat.common import UserError, atomic_write, get_base_dir, print0
+from nanochat.common import UserError, get_base_dir, print0
 from nanochat.conversation import TURN_END, checked_messages, rendering
+from nanochat.files import atomic_write
 
 SPECIAL_TOKENS = [
     "<|bos|>",  # begins every document and conversation
@@ -146,6 +147,7 @@ class RustBPETokenizer:
         self.trainer = trainer or self.trainer_name
         self._ranks = sorted(ranks.items(), key=lambda item: item[1])
         self._special = dict(special_tokens)
+        self._own_fingerprint = ""
         self._encoding = tiktoken.Encoding(
             "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self._special
         )
@@ -190,7 +192,9 @@ class RustBPETokenizer:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over ranks, pattern and special tokens: equal fingerprints encode alike (but see `_parts`)."""
-        return _fingerprint(self._ranks_text(), self.pattern, self._special)
+        if not self._own_fingerprint:  # every save of a checkpoint asks for it; nothing of it ever changes
+            self._own_fingerprint = _fingerprint(self._ranks_text(), self.pattern, self._special)
+        return self._own_fingerprint
 
     def save(self, directory: str | Path) -> None:
         """Write the two files of the format into `directory`; the config, written last, makes them valid."""

@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat import configurator
-from nanochat.common import UserError, atomic_write, print0
+from nanochat.common import UserError, print0
+from nanochat.files import atomic_write
 from nanochat.sample_texts import SAMPLES
 from nanochat.tokenizer import RANKS_FILE, SPECIAL_TOKENS, RustBPETokenizer, byte_level_characters, get_tokenizer
 

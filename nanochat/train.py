@@ -10,29 +10,23 @@ the same on all of them. Rank 0 alone writes what a run has once (weights, meta,
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from nanochat.attention import kernel_name, packed_documents
 from nanochat.batch_size import LossFn, choose_rows, fewer_rows, memory_named
-from nanochat.checkpoint_manager import (
-    load_checkpoint,
-    load_weights,
-    model_config_dict,
-    resume_step,
-    save_checkpoint,
-)
+from nanochat.checkpoint_manager import LOG, check_room, model_config_dict
 from nanochat.common import (
     UserError,
-    check_at_least,
     compile_problem,
     get_dist_info,
     measure_matmul_flops,
@@ -41,88 +35,32 @@ from nanochat.common import (
     print0,
 )
 from nanochat.dataloader import Batch, Loader
+from nanochat.files import make_dirs
 from nanochat.gpt import GPT
 from nanochat.loss_eval import evaluate_bpb, first_rows
 from nanochat.optim import Optimizer
-from nanochat.ranks import gather, on_rank0, rank_and_world, wire_device
+from nanochat.ranks import all_or_none, gather, on_rank0, rank_and_world, wire_device
 from nanochat.report import get_git_info
-from nanochat.run import MetricsLog, StepLog, StopSignals, TrainState, lock_run, loss_curve, rows_per_rank
+from nanochat.resume import Identity, restore, resume_step
+from nanochat.rng import untouched
+from nanochat.run import MetricsLog, RunLock, StepLog, Stopped, StopSignals, TrainState, loss_curve, rows_per_rank
+from nanochat.saver import Saver
 from nanochat.schedule import lr_multiplier, muon_momentum
+from nanochat.stage_config import StageConfig
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.train_step import clip_factor, describe_nonfinite, global_gradient
+from nanochat.watchdog import WAITS, Watchdog
 
+SAVE_FAILED = 255  # a reason to stop, above the numbers of all signals: it goes first
 MAX_SKIPS = 20  # steps in a row without a finite gradient: then it is not the batch, it is the weights
 
 
 @dataclass
-class StageConfig:
-    """The settings that every gradient stage has; a stage's `Config` adds its own and changes defaults."""
-
-    data: str = "pocket"
-    """Where data comes from: pocket, fineweb-edu:N, hub:OWNER/NAME:N, or a folder of your own."""
-    num_iterations: int = -1
-    """Optimizer steps (-1: the stage decides)."""
-    device_batch_size: int | Literal["auto"] = 32
-    """Rows of a backward pass: lower it when memory runs out, the result stays the same; auto: the most that fit."""
-    total_batch_size: int = 524288
-    """Tokens a step, over all micro-batches and ranks."""
-    embedding_lr: float = 0.2
-    """AdamW rate of the token embedding (at width 768)."""
-    unembedding_lr: float = 0.004
-    """AdamW rate of the output head (at width 768)."""
-    matrix_lr: float = 0.02
-    """Muon rate of the matrices."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of embedding and head."""
-    polar_express: bool = False
-    """Muon by the Polar Express polynomials instead of one quintic."""
-    warmup_ratio: float = 0.0
-    """Share of the steps in which the rate rises."""
-    warmdown_ratio: float = 0.2
-    """Share of the steps in which the rate falls."""
-    final_lr_frac: float = 0.0
-    """The rate at the end, as a share of the full rate."""
-    grad_clip: float = 1.0
-    """Clip the gradient's norm (0: never)."""
-    nonfinite: Literal["stop", "skip"] = "stop"
-    """When a loss or gradient is not finite: stop before the weights change, or skip the step and count it."""
-    deterministic: bool = False
-    """The same weights to the bit on 1, 2, 4, ... ranks, for one device_batch_size and thread count (CPU; slower)."""
-    eval_every: int = 250
-    """Steps between validations in bits per byte (0: only at the end)."""
-    eval_tokens: int = 500_000
-    """Tokens a validation reads at most."""
-    save_every: int = 500
-    """Steps between checkpoints (0: only at the end)."""
-    log_every: int = 10
-    """Steps between lines of the log."""
-    resume: bool = False
-    """Go on from the last checkpoint of this run, if there is one."""
-    overwrite: bool = False
-    """Replace a run of the same name."""
-    compile: bool = True
-    """Compile the model where that is possible."""
-    model_tag: str = ""
-    """Name of the run's directory (default: d<depth>, or the name of the model that it starts from)."""
-    dtype: str = "auto"
-    """Compute dtype: auto, bfloat16 or float32."""
-    device_type: str = ""
-    """cpu, cuda or mps (default: the best there is)."""
-    seed: int = 42
-    """Seed of the weights and of the order of the data."""
-
-    def __post_init__(self) -> None:
-        rows = 1 if self.device_batch_size == "auto" else self.device_batch_size
-        check_at_least(1, device_batch_size=rows, total_batch_size=self.total_batch_size)
-        check_at_least(0, embedding_lr=self.embedding_lr, unembedding_lr=self.unembedding_lr, matrix_lr=self.matrix_lr,
-                       weight_decay=self.weight_decay, warmup_ratio=self.warmup_ratio, grad_clip=self.grad_clip,
-                       warmdown_ratio=self.warmdown_ratio, final_lr_frac=self.final_lr_frac, log_every=self.log_every,
-                       eval_every=self.eval_every, eval_tokens=self.eval_tokens, save_every=self.save_every)
-
-
-@dataclass
 class Every:
-    """Call `fn(state)` after each `n` steps (0: never on the way) and after the last. On all ranks alike."""
+    """Call `fn(state)` after each `n` steps (0: never on the way) and after the last. On all ranks alike.
+
+    What it draws at random is its own: training goes on with the numbers that it would have had without it.
+    """
 
     n: int
     fn: Callable[[TrainState], None]
@@ -185,7 +123,9 @@ def validation(
         earlier = [e for e in state.evaluations if e["step"] != state.step]
         finite = bpb if math.isfinite(bpb) else None  # no text to measure on, or a model that is lost: not for JSON
         state.evaluations = [*earlier, {"step": state.step, "bpb": finite}]
-        print0(f"step {state.step:5d} | validation {bpb:.4f} bits per byte")
+        best = state.best()
+        so_far = f" (best: {best['bpb']:.4f} at step {best['step']})" if best and best["step"] != state.step else ""
+        print0(f"step {state.step:5d} | validation {bpb:.4f} bits per byte{so_far}")
 
     return validate
 
@@ -202,21 +142,25 @@ def train(
     loss_fn: LossFn,
     hooks: list[Every],
     on_step: Callable[[TrainState, dict[str, float]], None] = lambda state, metrics: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Run from `state.step` to `num_iterations`. Returns False if a rank's `should_stop` ended it early, on all ranks.
+    should_stop: Callable[[], int] = lambda: 0,
+    place: Callable[[str], None] = lambda text: None,
+) -> int:
+    """Run from `state.step` to `num_iterations`, or until a rank's `should_stop` gives a reason: that ends all ranks,
+    and is returned (the largest, if several do). 0: finished.
 
     A batch is this rank's share of a step; it is worked off `rows` rows at a time. `loss_fn(model, batch)` gives the
-    loss *summed* over the batch's supervised tokens.
+    loss *summed* over the batch's supervised tokens. `place` hears what is done next (the watchdog's).
     """
     world_size, skips = rank_and_world()[1], 0
     while state.step < num_iterations:
+        place(f"the loader, which is to give the batch of step {state.step}")
         started, before, batch = time.perf_counter(), state.loader, next(batches)
         sizes = rows, batch.inputs.size(1), fewer_rows(rows, len(batch.inputs), config.deterministic)
         gradient = global_gradient(model, optimizer, batch, rows=rows, loss_fn=loss_fn, stop=should_stop(),
-                                   deterministic=config.deterministic)
+                                   deterministic=config.deterministic, place=place)
         multiplier = lr_multiplier(state.step, num_iterations, warmup_ratio=config.warmup_ratio,
                                    warmdown_ratio=config.warmdown_ratio, final_lr_frac=config.final_lr_frac)
+        place(f"{WAITS}: the new weights")  # their updates included
         if gradient.finite:
             with memory_named("the optimizer's update", *sizes):
                 optimizer.step(multiplier, muon_momentum(state.step), clip_factor(gradient.norm, config.grad_clip))
@@ -241,20 +185,23 @@ def train(
         state.loader = batch.state
         on_step(state, {"loss": gradient.loss, "norm": gradient.norm, "lr": multiplier, "tokens": tokens,
                         "seconds": seconds})
-        call_due(hooks, state, num_iterations, *sizes)
+        call_due(hooks, state, num_iterations, *sizes, place=place)
         # Several ranks agree within the step; one alone can look again, and need not wait for the next.
-        if (gradient.stop or (world_size == 1 and should_stop())) and state.step < num_iterations:
-            return False
-    return True
+        reason = gradient.stop or (should_stop() if world_size == 1 else 0)
+        if reason and state.step < num_iterations:
+            return reason
+    return 0
 
 
 def call_due(
-    hooks: list[Every], state: TrainState, num_iterations: int, rows: int, max_seq_len: int, remedy: str
+    hooks: list[Every], state: TrainState, num_iterations: int, rows: int, max_seq_len: int, remedy: str,
+    place: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Call the hooks that are due after step `state.step`; the last three are for the line when memory runs out."""
+    """Call the hooks that are due after step `state.step`; sizes and remedy are for the line when memory runs out."""
     for hook in hooks:
         if hook.due(state.step, last=state.step == num_iterations):
-            with memory_named(hook.what, rows, max_seq_len, remedy):
+            place(f"{hook.what} after step {state.step}")
+            with memory_named(hook.what, rows, max_seq_len, remedy), untouched():
                 hook.fn(state)
 
 
@@ -275,39 +222,101 @@ def run_training(
 
     `make_batches(loader_state)` gives the batches after that state (None: from the start), each this rank's share of a
     step. Saving comes before the other hooks, so that an evaluation that fails costs no training. On SIGINT, SIGTERM or
-    SIGHUP at any rank: save, then KeyboardInterrupt on all.
+    SIGHUP at any rank: save, then `Stopped` on all.
     """
     settings = {**asdict(config), "dtype": str(model.compute_dtype).removeprefix("torch.")}  # what "auto" came to
     if config.deterministic:
         settings["threads"] = torch.get_num_threads()  # a sum cut in two threads may round otherwise
-    lock, start = start_run(directory, settings, parent, config)
-    state = TrainState()
-    if start is not None:
-        model_data, optimizer_data, meta = load_checkpoint(directory, start, model.get_device(), load_optimizer=True)
-        load_weights(model, model_data, directory)
-        optimizer.load_state_dict(optimizer_data)
-        del model_data, optimizer_data  # else the device holds everything twice to the end of the run
-        state = TrainState(**meta["state"])
-        print0(f"resuming {directory} at step {start} of {num_iterations}")
-    check_same_weights(model)
+    settings = json.loads(json.dumps(settings))  # as it will be read again: a tuple is a list then
+    identity = Identity(settings, model_config_dict(model), tokenizer.fingerprint(), parent)
     rank, world_size = rank_and_world()
-    metrics = MetricsLog(directory / "log.jsonl", state.step) if rank == 0 else None
+    T = model.config.sequence_len
+    sizes = rows, T, fewer_rows(rows, max(1, config.total_batch_size // (T * world_size)), config.deterministic)
+    with ExitStack() as stack:
+        state, mark = start_run(stack, directory, identity, config, model, optimizer)
+        if resumed := state.step > 0:
+            print0(f"resuming {directory} at step {state.step} of {num_iterations}")
+        check_room(directory, model.state_dict(), optimizer.state_dict())  # now, and not after the first hours
+        step_log, problem = announce(model, config, num_iterations, directory, mark)
+        compiled = model if problem else model.compile_for_training()
+        remedy = f"; the last checkpoint in {directory} is intact, --resume goes on from it"
+        watchdog = stack.enter_context(Watchdog(config.stall_seconds, remedy))
+        stop = stack.enter_context(StopSignals(speaks=rank == 0))
+        saver = stack.enter_context(Saver(directory, tokenizer, config.keep_last))
+        saver.step = state.step if resumed else -1
+        git = get_git_info() if rank == 0 else None  # rank 0 writes it
 
-    saved_step = start
+        def save(state: TrainState) -> None:
+            meta = {"model_config": identity.model_config, "config": settings, "parent": parent, "state": asdict(state),
+                    "log": step_log.metrics.mark() if step_log.metrics else None, "git": git}
+            saver.save(state.step, model.state_dict(), optimizer.state_dict(), meta)
 
-    def save(state: TrainState) -> None:
-        nonlocal saved_step
-        if saved_step == state.step:
-            return
-        saved_step = state.step
-        meta = {"model_config": model_config_dict(model), "config": settings, "parent": parent,
-                "state": asdict(state), "git": get_git_info() if rank == 0 else None}  # rank 0 writes it
-        save_checkpoint(directory, state.step, model.state_dict(), optimizer.state_dict(), meta, tokenizer=tokenizer)
-        print0(f"saved step {state.step} to {directory}")
+        if resumed:  # the save came before that step's other hooks: they may not have run
+            call_due(hooks, state, num_iterations, *sizes, place=watchdog)
+        reason = train(compiled, optimizer, make_batches(state.loader), config, state,
+                       num_iterations=num_iterations, rows=rows,
+                       loss_fn=document_loss(tokenizer.get_bos_token_id()),
+                       hooks=[Every(config.save_every, save, "saving"), *hooks],
+                       on_step=step_log, should_stop=lambda: SAVE_FAILED if saver.failed else stop.requested,
+                       place=watchdog)
+        watchdog(f"the save of step {state.step}")
+        if reason not in (0, SAVE_FAILED):
+            save(state)
+        saver.finish()
+        if reason:
+            raise Stopped(reason, state.step)
+    return {
+        "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,
+        "skipped_steps": state.skipped, "train_seconds": state.train_seconds, "parameters": model.num_parameters(),
+        "ranks": world_size, "device_batch_rows": rows, **step_log.figures(), "compiled": not problem,
+        "dtype": settings["dtype"], "changes": state.changes,
+        "peak_memory_bytes": peak_memory_bytes(), "curve": loss_curve(directory / LOG),
+        "val_curve": {key: [e[key] for e in state.evaluations] for key in ("step", "bpb")},
+        "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
+        "checkpoint": str(directory),
+    }
 
-    device, dtype = model.get_device(), settings["dtype"]
+
+def start_run(
+    stack: ExitStack, directory: Path, identity: Identity, config: StageConfig, model: GPT, optimizer: Optimizer
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Lock the directory, decide where the run starts (`resume_step`), and put everything there.
+
+    Returns its state and the mark of its metrics log. Rank 0 decides; every rank holds a lock of its own.
+    """
+    rank, _ = rank_and_world()
+
+    def begin() -> tuple[int, dict[str, list[Any]]] | None:
+        stack.enter_context(RunLock(directory))
+        return resume_step(directory, identity, resume=config.resume, overwrite=config.overwrite,
+                           changed=config.changed)
+
+    start = on_rank0(begin)
+    with all_or_none("taking its lock"):
+        if rank > 0:
+            stack.enter_context(RunLock(directory, rank))
+    state, mark = TrainState(), None
+    if start is not None:
+        step, changes = start
+        with all_or_none("loading the checkpoint"):
+            state, meta = restore(directory, step, model, optimizer)
+        mark = meta["log"]
+        state.changes += [{"step": step, "fields": changes}] if changes else []
+    check_same_weights(model)
+    return state, mark
+
+
+def announce(
+    model: GPT, config: StageConfig, num_iterations: int, directory: Path, mark: dict[str, Any] | None
+) -> tuple[StepLog, str | None]:
+    """Open the logs and say what is about to run. Also why it is not compiled, or None."""
+    rank, world_size = rank_and_world()
+    device, dtype = model.get_device(), str(model.compute_dtype).removeprefix("torch.")
+    metrics = None
+    with all_or_none("opening the log"):
+        if rank == 0:
+            metrics = MetricsLog(make_dirs(directory) / LOG, mark)
     measured, published = matmul_rates(device, model.compute_dtype)
-    step_log = StepLog(config.log_every, num_iterations, model.estimate_flops(), measured, published, metrics)
     problem = compile_problem(device.type) if config.compile else "switched off"
     print0(f"{model.num_parameters():,} parameters, {num_iterations} steps, "
            + (f"{world_size} ranks, " if world_size > 1 else "")
@@ -315,31 +324,7 @@ def run_training(
            f"{kernel_name(device.type, model.compute_dtype, model.config.sequence_len)}, "
            f"matmul rate {measured / 1e12:.2f} TFLOP/s, "
            + (f"not compiled: {problem}" if problem else "compiled (the first step takes a while)"))
-    compiled = model if problem else model.compile_for_training()
-    with StopSignals(speaks=rank == 0) as stop:
-        if start is not None:  # the save came before that step's other hooks: they may not have run
-            T = model.config.sequence_len
-            share = max(1, config.total_batch_size // (T * world_size))
-            call_due(hooks, state, num_iterations, rows, T, fewer_rows(rows, share, config.deterministic))
-        finished = train(compiled, optimizer, make_batches(state.loader), config, state,
-                         num_iterations=num_iterations, rows=rows,
-                         loss_fn=document_loss(tokenizer.get_bos_token_id()),
-                         hooks=[Every(config.save_every, save, "saving"), *hooks],
-                         on_step=step_log, should_stop=lambda: stop.requested)
-    if not finished:
-        save(state)
-        raise KeyboardInterrupt
-    if lock:
-        lock.release()
-    return {
-        "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,
-        "skipped_steps": state.skipped, "train_seconds": state.train_seconds, "parameters": model.num_parameters(),
-        "ranks": world_size, "device_batch_rows": rows, **step_log.figures(), "compiled": not problem, "dtype": dtype,
-        "peak_memory_bytes": peak_memory_bytes(), "curve": loss_curve(directory / "log.jsonl"),
-        "val_curve": {key: [e[key] for e in state.evaluations] for key in ("step", "bpb")},
-        "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
-        "checkpoint": str(directory),
-    }
+    return StepLog(config.log_every, num_iterations, model.estimate_flops(), measured, published, metrics), problem
 
 
 def matmul_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float | None]:
@@ -358,17 +343,3 @@ def check_same_weights(model: GPT) -> None:
         rank, index = differing[0]
         raise UserError(f"rank {rank} starts from other weights than rank 0 (first: {names[index]}): they need the "
                         "same kind of device, the same torch and the same checkpoint")
-
-
-def start_run(
-    directory: Path, settings: dict[str, Any], parent: dict[str, Any] | None, config: StageConfig
-) -> tuple[FileLock | None, int | None]:
-    """Rank 0 takes the run's lock and decides where it starts (see `resume_step`); the others learn of it."""
-    locks: list[FileLock] = []
-
-    def begin() -> int | None:
-        locks.append(lock_run(directory))
-        return resume_step(directory, settings, parent, resume=config.resume, overwrite=config.overwrite)
-
-    start = on_rank0(begin)
-    return (locks[0] if locks else None), start

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from nanochat.bucket import tree_sum
 from nanochat.dataloader import Batch
 from nanochat.optim import Optimizer
 from nanochat.ranks import gather, sum_over_ranks
+from nanochat.watchdog import WAITS
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Gradient:
     loss: float  # per supervised token of the global batch
     norm: float
     supervised: int  # tokens of the global batch that count
-    stop: bool  # some rank was asked to end
+    stop: int  # why some rank wants to end; 0: none does
     losses: list[Tensor] = field(repr=False, default_factory=list)  # of this rank's micro-batches, to find the bad one
 
     @property
@@ -52,13 +54,15 @@ def split_rows(batch: Batch, rows: int) -> list[Batch]:
 
 def global_gradient(
     model: nn.Module, optimizer: Optimizer, batch: Batch, *, rows: int, loss_fn: LossFn, deterministic: bool = False,
-    stop: bool = False,
+    stop: int = 0, place: Callable[[str], None] = lambda text: None,
 ) -> Gradient:
     """Forward and backward of this rank's `batch` in micro-batches of `rows`, then the reduction over ranks.
 
     The host waits for the device when all is done, and on CUDA once a micro-batch, for the number of its documents
-    (`attention.document_offsets`). `stop` is this rank's wish to end, shared with the others.
+    (`attention.document_offsets`). `stop` is this rank's reason to end, shared with the others: the largest number is
+    everybody's. `place` hears what is done now (the watchdog's).
     """
+    place(f"{WAITS}: their count of tokens")
     supervised = sum_over_ranks((batch.targets >= 0).sum())
     per_token = supervised.clamp(min=1)  # without supervised tokens: loss 0, not NaN
 
@@ -71,8 +75,10 @@ def global_gradient(
             loss.backward()
         return loss.detach()
 
+    place("the forward and backward pass")
     micro_batches = split_rows(batch, rows)
     losses = _backward_tree(micro_batches, backward, optimizer) if deterministic else [*map(backward, micro_batches)]
+    place(f"{WAITS}: the gradients")
     wide = torch.float32 if batch.inputs.device.type == "mps" else torch.float64
     loss = tree_sum([x.to(wide) for x in losses])
     mine = torch.stack([loss, torch.full_like(loss, stop), supervised.to(wide)])
@@ -80,8 +86,8 @@ def global_gradient(
     with memory_named("the reduction of the gradient", *sizes):
         norm = optimizer.reduce()
     of_ranks = table.tolist()
-    return Gradient(tree_sum([row[0] for row in of_ranks]), norm, int(of_ranks[0][2]), any(row[1] for row in of_ranks),
-                    losses)
+    loss, stop = tree_sum([row[0] for row in of_ranks]), int(max(row[1] for row in of_ranks))
+    return Gradient(loss, norm, int(of_ranks[0][2]), stop, losses)
 
 
 def _backward_tree(micro_batches: list[Batch], backward: Any, optimizer: Optimizer) -> list[Tensor]:

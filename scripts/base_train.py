@@ -22,10 +22,10 @@ from nanochat.dataset import corpus, text_iterator
 from nanochat.gpt import GPT, config_for_depth
 from nanochat.loss_eval import continue_openings
 from nanochat.report import get_report
+from nanochat.stage_config import StageConfig
 from nanochat.tokenizer import get_tokenizer
 from nanochat.train import (
     Every,
-    StageConfig,
     TrainState,
     check_sizes,
     make_optimizer,

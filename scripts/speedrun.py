@@ -40,8 +40,9 @@ from typing import Any
 
 import psutil
 
-from nanochat.common import UserError, atomic_write, check_at_least, get_base_dir, print_banner, sha256_file
+from nanochat.common import UserError, check_at_least, get_base_dir, print_banner
 from nanochat.configurator import REFUSED, load_toml, nearest
+from nanochat.files import atomic_write, sha256_file
 from nanochat.report import MAKERS, Report
 from nanochat.run import free_fields, rows_per_rank
 

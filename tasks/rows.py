@@ -22,8 +22,9 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from nanochat.common import UserError, atomic_write, get_base_dir
+from nanochat.common import UserError, get_base_dir
 from nanochat.dataset import data_dir, on_hub
+from nanochat.files import atomic_write
 from nanochat.hub import HubFile, Listing, fetch, list_files, what_is_wrong
 
 Row = dict[str, Any]

@@ -10,7 +10,8 @@ from nanochat.batch_size import WORKING, choose_rows, fewer_rows, saved_bytes
 from nanochat.common import UserError
 from nanochat.dataloader import Batch
 from nanochat.run import divisors, rows_per_rank
-from nanochat.train import StageConfig, document_loss
+from nanochat.stage_config import StageConfig
+from nanochat.train import document_loss
 from tests.helpers import small_model, small_tokenizer
 
 

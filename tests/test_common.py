@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from nanochat import common, configurator
-from nanochat.common import UserError, atomic_write, compute_cleanup, compute_init, get_dist_info, resolve_dtype
+from nanochat.common import UserError, compute_cleanup, compute_init, get_dist_info, resolve_dtype
+from nanochat.files import atomic_write
 from nanochat.ranks import OtherRankFailed
 
 ROOT = Path(__file__).resolve().parents[1]

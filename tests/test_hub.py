@@ -27,7 +27,8 @@ import pytest
 from filelock import FileLock
 
 from nanochat import common, hub
-from nanochat.common import UserError, download_file_with_lock, sha256_file
+from nanochat.common import UserError, download_file_with_lock
+from nanochat.files import sha256_file
 from nanochat.hub_file import described
 from tests.download_faults import ForkServer, Watcher, run_schedules
 from tests.hub_mirror import KINDS, Fault, Faults, Mirror, Repo, describe, git_id
@@ -781,7 +782,8 @@ def test_a_plain_file_that_will_never_come(mirror, monkeypatch):
 
 def test_one_of_several_processes_downloads_a_plain_file(mirror, source):
     mirror.slow = 0.05  # 19 blocks: the others come while the first is at it
-    code = "import sys; from nanochat.common import *; print(sha256_file(download_file_with_lock(sys.argv[1], 'x')))"
+    code = ("import sys; from nanochat.common import download_file_with_lock; from nanochat.files import sha256_file; "
+            "print(sha256_file(download_file_with_lock(sys.argv[1], 'x')))")
     command = [sys.executable, "-c", code, f"{mirror.url}/datasets/{REPO}/resolve/main/data/a.parquet"]
     started = [subprocess.Popen(command, cwd=ROOT, env=online(mirror.url), stdout=subprocess.PIPE) for _ in range(3)]
     path = common.get_base_dir() / "x"

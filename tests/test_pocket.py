@@ -21,7 +21,7 @@ import pytest
 
 from nanochat import pocket
 from nanochat.calculator import use_calculator
-from nanochat.common import sha256_file
+from nanochat.files import sha256_file
 from nanochat.pocket import binding, draw, families, identity, intents, problems, questions, words, world
 from tasks import spellingbee
 from tasks.common import render_mc

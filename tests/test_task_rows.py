@@ -19,7 +19,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nanochat.common import UserError, get_base_dir, sha256_file
+from nanochat.common import UserError, get_base_dir
+from nanochat.files import sha256_file
 from nanochat.hub import HubFile, Listing
 from scripts.chat_eval import source_label
 from tasks.catalog import make_task

@@ -19,11 +19,11 @@ import nanochat.train
 from nanochat.checkpoint_manager import find_last_step, load_checkpoint, load_meta, saved_steps
 from nanochat.common import UserError, measure_matmul_flops
 from nanochat.dataloader import Batch
-from nanochat.run import MetricsLog, lock_run, read_metrics
+from nanochat.run import MetricsLog, RunLock, read_metrics
+from nanochat.stage_config import StageConfig
 from nanochat.train import (
     MAX_SKIPS,
     Every,
-    StageConfig,
     StepLog,
     TrainState,
     document_loss,
@@ -61,7 +61,7 @@ def weights_after(rows: int, steps: int, tokenizer, total: int = 8, dtype: torch
     batches = (b for seed in range(steps)
                for b in random_batches(total, total, tokenizer.get_vocab_size(), seed, masked_from))
     assert train(model, optimizer, batches, StageConfig(), TrainState(), num_iterations=steps, rows=rows,
-                 loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[])
+                 loss_fn=document_loss(tokenizer.get_bos_token_id()), hooks=[]) == 0
     return model.state_dict()
 
 
@@ -145,7 +145,7 @@ def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(tokenizer, cap
     model, state, seen = small_model(tokenizer), TrainState(), []
     assert train(model, model.setup_optimizers(), spoiled(tokenizer, bad_step=1), StageConfig(nonfinite="skip"), state,
                  num_iterations=3, rows=2, loss_fn=spoiling(tokenizer, "gradient"),
-                 hooks=[Every(1, lambda state: seen.append(weights(model)))])
+                 hooks=[Every(1, lambda state: seen.append(weights(model)))]) == 0
     assert (state.step, state.skipped, state.tokens) == (3, 1, 3 * 8 * 16)  # the schedule goes on
     same = [all(torch.equal(seen[i][k], w) for k, w in seen[i + 1].items()) for i in (0, 1)]
     assert same == [True, False] and "skipped: " in capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_bad_steps_here_and_there_are_no_reason_to_stop(tokenizer):
         return plain(model, batch) * (float("nan") if state.step % 2 else 1.0)
 
     assert train(model, model.setup_optimizers(), batches(), StageConfig(nonfinite="skip"), state, num_iterations=50,
-                 rows=2, loss_fn=every_other, hooks=[])
+                 rows=2, loss_fn=every_other, hooks=[]) == 0
     assert state.skipped == 25 > MAX_SKIPS
 
 
@@ -360,7 +360,7 @@ def test_a_closed_terminal_is_a_reason_to_save(tmp_path):
 
 def test_utilisation_is_against_the_rate_measured_here_and_the_peak_of_this_device(tmp_path):  # trap: mfu-constant
     def log(measured: float, published: float | None) -> StepLog:
-        return StepLog(1, 10, 6_000, measured, published, MetricsLog(tmp_path / "log.jsonl", 0))
+        return StepLog(1, 10, 6_000, measured, published, MetricsLog(tmp_path / "log.jsonl"))
 
     assert log(12e6, None).share(1_000) == 0.5 and log(24e6, None).share(1_000) == 0.25
     assert log(12e6, 60e6).mfu(1_000) == 0.1 and log(12e6, None).mfu(1_000) is None  # unknown: blank, not guessed
@@ -379,10 +379,10 @@ def test_utilisation_is_against_the_devices_of_all_ranks_together(monkeypatch):
 
 
 def test_the_log_averages_over_steps_and_leaves_out_those_without_a_loss(tmp_path, capsys):
-    log = StepLog(2, 6, 6_000, 12e6, 24e6, MetricsLog(tmp_path / "log.jsonl", 0))
-    losses = [3.0, 2.0, 1.0, float("nan"), float("nan"), float("nan")]
+    log = StepLog(2, 6, 6_000, 12e6, 24e6, MetricsLog(tmp_path / "log.jsonl"))
+    losses, state = [3.0, 2.0, 1.0, float("nan"), float("nan"), float("nan")], TrainState()
     for step, loss in enumerate(losses, start=1):
-        state = TrainState(step=step, tokens=100 * step, train_seconds=float(step))
+        state.step, state.tokens, state.train_seconds = step, 100 * step, float(step)
         log(state, {"loss": loss, "norm": loss, "lr": 1.0, "tokens": 100, "seconds": 1.0})
     records = read_metrics(tmp_path / "log.jsonl")
     assert [(r["step"], r["loss"]) for r in records] == [(1, 3.0), (2, 2.0), (4, 1.0), (6, None)]
@@ -435,10 +435,8 @@ def test_what_may_change_on_a_resume(tokenizer, tmp_path):
 
 
 def test_one_process_a_run(tokenizer, tmp_path):
-    lock = lock_run(tmp_path / "run")
-    with pytest.raises(UserError, match="another process"):
+    with RunLock(tmp_path / "run"), pytest.raises(UserError, match=f"another process .pid {os.getpid()} on .* since"):
         fit(tokenizer, tmp_path / "run", 1)
-    lock.release()
     assert fit(tokenizer, tmp_path / "run", 1)["steps"] == 1
 
 
@@ -467,12 +465,14 @@ def test_impossible_settings_are_refused_by_name(bad):
 
 
 def test_metrics_log_drops_what_lies_after_the_resumed_step(tmp_path):
-    log = MetricsLog(tmp_path / "log.jsonl", 0)
+    log = MetricsLog(tmp_path / "log.jsonl")
     for step in (1, 2, 3):
         log.log(step, loss=float(step))
+        if step == 2:
+            mark = log.mark()
     with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as f:
         f.write('{"step": 4, "lo')  # a kill in mid-write
-    MetricsLog(tmp_path / "log.jsonl", 2)
+    MetricsLog(tmp_path / "log.jsonl", mark)
     assert [r["step"] for r in read_metrics(tmp_path / "log.jsonl")] == [1, 2]
 
 

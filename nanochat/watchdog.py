@@ -1,0 +1,130 @@
+"""The watchdog of a run: when nothing moves any more, it says which rank, doing what, and ends the process.
+
+    with Watchdog(seconds=1500) as watchdog:
+        watchdog("waiting for the loader")      # each call is a sign of life, and says what comes next
+        batch = next(batches)
+        watchdog("forward and backward pass")
+
+A rank that hangs stops all: the others wait for it in an exchange, inside C++, where no Python signal reaches them. So
+each rank has a thread that looks at the clock. Every second it leaves this rank's place (how many signs of life, and
+doing what) in the store of the process group; when a rank has been at one place for `seconds`, it reads the places of
+all, and those furthest behind are to blame. The end is hard (`os._exit`): a main thread that hangs cannot be asked to
+unwind. What was saved before is whole, as after a kill. There is nothing to run here.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from nanochat.ranks import rank_and_world
+
+STALLED = 124  # exit status, that of timeout(1)
+WAITS = "waiting for the other ranks"  # how a place begins at which a rank waits and is not itself to blame
+_ANSWER = timedelta(seconds=5)  # for the store, when all the rest hangs
+
+
+class Watchdog:
+    """Call it at each place of the loop; `seconds` without a call end the process (0: never)."""
+
+    def __init__(self, seconds: float, remedy: str = ""):
+        self.seconds, self.remedy = seconds, remedy
+        self.rank, self.world_size = rank_and_world()
+        self._place: tuple[int, str] = (0, "the start")
+        self._moved = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="nanochat-watchdog")
+        # A connection of its own: one that the main thread waits on is not to be had.
+        self._store = dist.distributed_c10d._get_default_store().clone() if self.world_size > 1 else None
+        if self._store is not None:
+            self._store.set_timeout(_ANSWER)
+
+    def __call__(self, place: str) -> None:
+        self._place, self._moved = (self._place[0] + 1, place), time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        self("the start")
+        if self.seconds > 0:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)  # while it speaks with the store, the store must not go away
+
+    def _watch(self) -> None:
+        told = None
+        while not self._ended.wait(min(1.0, self.seconds / 4)):
+            place = self._place
+            if self._store is not None and place != told:
+                told = place
+                self._say_place(place)
+            if time.monotonic() - self._moved > self.seconds:
+                time.sleep(min(2.0, self.seconds / 2))  # others stopped a little later: they too are to say where
+                if place == self._place:
+                    self._end(place)
+
+    def _say_place(self, place: tuple[int, str]) -> None:
+        try:
+            self._store.set(f"nanochat/place/{self.rank}", json.dumps(place))
+        except (RuntimeError, dist.DistError):  # it went with the process that held it; the ranks will notice
+            self._store = None
+
+    def _end(self, place: tuple[int, str]) -> None:
+        places = self._places(place)
+        if self._first():
+            text = f"no progress for {self.seconds:g} s: {blamed(places)}{self.remedy}"
+            print(f"error: {text}", file=sys.stderr, flush=True)
+        if not place[1].startswith(WAITS):
+            print(f"rank {self.rank} was here:", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(all_threads=True)
+        os._exit(STALLED)
+
+    def _first(self) -> bool:
+        """Whether no other rank speaks for all of them."""
+        try:
+            return self._store is None or self._store.add("nanochat/stalled", 1) == 1
+        except (RuntimeError, dist.DistError):
+            return True
+
+    def _places(self, own: tuple[int, str]) -> dict[int, tuple[int, str] | None]:
+        """Where each rank is; None: it has never said."""
+        places: dict[int, Any] = dict.fromkeys(range(self.world_size))
+        for rank in places:
+            try:
+                if self._store is not None:
+                    self._store.wait([key := f"nanochat/place/{rank}"], _ANSWER)
+                    places[rank] = tuple(json.loads(self._store.get(key)))
+            except (RuntimeError, dist.DistError):
+                continue
+        return places | {self.rank: own}
+
+
+def blamed(places: dict[int, tuple[int, str] | None]) -> str:
+    """Who holds up the others, of where all ranks are: `(signs of life, doing what)`.
+
+    The ranks that do not wait for others; if all wait, those that are furthest behind.
+
+    `{0: (7, "waiting for the other ranks"), 1: (6, "forward")} -> "rank 1 hangs in: forward"`
+    """
+    silent = [rank for rank, place in places.items() if place is None]
+    known = {rank: place for rank, place in places.items() if place is not None}
+    working = {rank: place for rank, place in known.items() if not place[1].startswith(WAITS)}
+    behind = min((count for count, _ in known.values()), default=0)
+    guilty = working or {rank: place for rank, place in known.items() if place[0] == behind}
+    if len(places) == 1:
+        return f"it hangs in: {known[0][1]}"
+    if silent:
+        return f"rank {', '.join(map(str, silent))} gives no sign of life"
+    if len(guilty) == len(places):
+        return f"all {len(places)} ranks hang, rank 0 in: {known[0][1]} (a network or disk that all need?)"
+    return "; ".join(f"rank {rank} hangs in: {place}" for rank, (_, place) in guilty.items())
