@@ -174,17 +174,23 @@ def _keep_tokenizer(directory: Path, tokenizer: RustBPETokenizer) -> dict[str, s
         if meta["tokenizer"] == tokenizer.fingerprint() and files:
             return files
     tokenizer.save(directory / "tokenizer")  # also over what a killed save has left of it
-    return {f"tokenizer/{p.name}": sha256_file(p) for p in sorted((directory / "tokenizer").iterdir())}
+    return {f"tokenizer/{name}": sha256_file(directory / "tokenizer" / name)
+            for name in _files_in(directory / "tokenizer") if not name.startswith(".")}
 
 
 # --------------------------------------------------------------------------- removing
+
+
+def _files_in(directory: Path) -> list[str]:
+    """Names of files; no folders, which none of ours would be."""
+    return sorted(entry.name for entry in os.scandir(directory) if not entry.is_dir(follow_symlinks=False))
 
 
 def _data_of(directory: Path, steps: Iterable[int] | None = None) -> list[str]:
     """Names of the tensor files of these steps (None: of all)."""
     wanted = None if steps is None else set(steps)
     found = [(name, re.fullmatch(r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.safetensors", name))
-             for name in sorted(os.listdir(directory))]
+             for name in _files_in(directory)]
     return [name for name, m in found if m and (wanted is None or int(m[1]) in wanted)]
 
 
@@ -200,14 +206,10 @@ def sweep(directory: Path) -> None:
 
     For the one who holds the run's lock and has not begun to save. Nothing is removed that any checkpoint needs.
     """
-    if not directory.is_dir():
-        return
-    steps = saved_steps(directory)
-    left = [name for name in _data_of(directory) if int(name.split("_")[1].split(".")[0]) not in steps]
-    for folder in (directory, directory / "tokenizer"):
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        temporary = [n for n in names if re.fullmatch(r"\.(meta|model|optim|log|tokenizer)\S*\.tmp", n)]
-        remove_files(folder, temporary + (left if folder == directory else []))
+    needed = set(_data_of(directory, saved_steps(directory))) if directory.is_dir() else set()
+    for folder in filter(Path.is_dir, (directory, directory / "tokenizer")):
+        left = [n for n in _files_in(folder) if re.fullmatch(r"\.(meta|model|optim|log|tokenizer)\S*\.tmp", n)]
+        remove_files(folder, [*left, *(n for n in _data_of(folder) if n not in needed)])
 
 
 def delete_checkpoints(directory: str | Path) -> None:
@@ -218,7 +220,7 @@ def delete_checkpoints(directory: str | Path) -> None:
     remove_files(directory, map(_meta_name, saved_steps(directory)))
     remove_files(directory, [*_data_of(directory), LOG])
     if (directory / "tokenizer").is_dir():
-        remove_files(directory / "tokenizer", os.listdir(directory / "tokenizer"))
+        remove_files(directory / "tokenizer", _files_in(directory / "tokenizer"))
         (directory / "tokenizer").rmdir()
 
 
