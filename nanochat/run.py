@@ -117,7 +117,7 @@ class RunLock:
         if holder := self._holder():
             print0(f"note: the last process in {directory} ({holder}) did not end by itself")
         me = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-              "command": " ".join(sys.orig_argv)[:200]}
+              "command": " ".join(" ".join(sys.orig_argv).split())[:200]}
         self._record(json.dumps(me))
 
     def _holder(self) -> str:

@@ -10,16 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 import nanochat.train
-from nanochat.checkpoint_manager import find_last_step, load_checkpoint, load_meta, saved_steps
+from nanochat.checkpoint_manager import find_last_step, load_meta
 from nanochat.common import UserError, measure_matmul_flops
 from nanochat.dataloader import Batch
-from nanochat.run import MetricsLog, RunLock, read_metrics
+from nanochat.run import MetricsLog, read_metrics
 from nanochat.stage_config import StageConfig
 from nanochat.train import (
     MAX_SKIPS,
@@ -28,29 +27,18 @@ from nanochat.train import (
     TrainState,
     document_loss,
     matmul_rates,
-    run_training,
     train,
     validation,
 )
 from nanochat.train_step import clip_factor
 from scripts import base_train
 from tests.helpers import small_model, small_tokenizer, write_corpus
+from tests.tiny_run import Small, fit, random_batches
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return small_tokenizer()
-
-
-def random_batches(rows: int, total: int, vocab: int, seed: int = 0, masked_from: int | None = None) -> list[Batch]:
-    """`total` rows of 16 tokens in micro-batches of `rows`; from row `masked_from` on without supervision."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(0, vocab, (total, 16), generator=generator)
-    y = torch.randint(0, vocab, (total, 16), generator=generator)
-    y[torch.rand(y.shape, generator=generator) < 0.4] = -1  # uneven: each row has another number of targets
-    if masked_from is not None:
-        y[masked_from:] = -1
-    return [Batch(x[i : i + rows], y[i : i + rows], {"row": i}) for i in range(0, total, rows)]
 
 
 def weights_after(rows: int, steps: int, tokenizer, total: int = 8, dtype: torch.dtype = torch.float64,
@@ -240,80 +228,6 @@ def test_hooks_are_due_when_they_say():
     assert not Every(0, lambda state: None).due(7, last=False)
 
 
-@dataclass
-class Small(StageConfig):
-    total_batch_size: int = 64
-    device_batch_size: int = 4
-    compile: bool = False
-    log_every: int = 1
-
-
-def interrupt(state: TrainState) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, hooks: list[Every] | None = None,
-        **changes) -> dict:
-    """Train a small model to step `until`; `stop_at` sends ourselves a SIGTERM after that step."""
-
-    def batches(state) -> Iterator[Batch]:
-        for i in range(0 if state is None else state["i"] + 1, 1000):
-            (batch,) = random_batches(4, 4, tokenizer.get_vocab_size(), seed=i)
-            batch.state = {"i": i}
-            yield batch
-
-    def hook(state: TrainState) -> None:
-        if state.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    model = small_model(tokenizer)
-    return run_training(model=model, tokenizer=tokenizer, optimizer=model.setup_optimizers(), make_batches=batches,
-                        config=Small(**changes), num_iterations=until, rows=4, directory=directory,
-                        hooks=hooks or [Every(1, hook)])
-
-
-def test_resume_is_bit_identical_and_sigterm_saves(tokenizer, tmp_path):  # trap: resume-missing
-    fit(tokenizer, tmp_path / "whole", 9, save_every=4)
-    with pytest.raises(KeyboardInterrupt):
-        fit(tokenizer, tmp_path / "cut", 9, save_every=4, stop_at=6)
-    assert find_last_step(tmp_path / "cut") == 6  # between two saves: the signal saved
-    result = fit(tokenizer, tmp_path / "cut", 9, save_every=4, resume=True)
-    assert result["steps"] == 9
-    for part in (0, 1):
-        one, two = (load_checkpoint(tmp_path / d, 9, torch.device("cpu"), load_optimizer=True)[part]
-                    for d in ("whole", "cut"))
-        assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-    losses = [[(r["step"], r["loss"]) for r in read_metrics(tmp_path / d / "log.jsonl")] for d in ("whole", "cut")]
-    assert losses[0] == losses[1] and len(losses[0]) == 9
-
-
-def test_an_evaluation_that_fails_costs_no_training(tokenizer, tmp_path):  # trap: eval-before-save
-    def fail(state: TrainState) -> None:
-        raise MemoryError("evaluation")
-
-    with pytest.raises(UserError, match="out of memory in an evaluation"):
-        fit(tokenizer, tmp_path / "run", 3, hooks=[Every(0, fail)])
-    assert find_last_step(tmp_path / "run") == 3
-    seen = []  # what was killed after its last save still gets its closing evaluation
-    hooks = [Every(0, lambda state: seen.append(state.step))]
-    assert fit(tokenizer, tmp_path / "run", 3, resume=True, hooks=hooks)["steps"] == 3 and seen == [3]
-
-
-def test_what_the_closing_evaluation_of_a_resume_meets_is_caught_like_any_other(tokenizer, tmp_path):
-    """Memory that runs out gets its line; a signal is answered by a save, not by the end of the process."""
-    fit(tokenizer, tmp_path / "run", 3)
-
-    def fail(state: TrainState) -> None:
-        raise MemoryError
-
-    with pytest.raises(UserError, match="out of memory in an evaluation"):
-        fit(tokenizer, tmp_path / "run", 3, resume=True, hooks=[Every(0, fail)])
-    with pytest.raises(KeyboardInterrupt):
-        fit(tokenizer, tmp_path / "run", 9, resume=True, save_every=0,
-            hooks=[Every(3, lambda state: os.kill(os.getpid(), signal.SIGINT))])  # due at 3, which was saved before
-    assert find_last_step(tmp_path / "run") == 4
-
-
 def test_a_validation_without_text_is_a_gap_and_no_obstacle_to_saving(tokenizer, tmp_path):
     """Not infinity: JSON has no word for it, and the next save would fail."""
 
@@ -402,59 +316,6 @@ def test_steps_come_from_the_first_dial_that_is_set():  # trap: ratio-zero
         base_train.steps_to_train(config, 1_000, 6_000)
 
 
-def test_a_run_is_never_mixed_with_another(tokenizer, tmp_path):
-    fit(tokenizer, tmp_path / "run", 2)
-    with pytest.raises(UserError, match="--resume goes on"):
-        fit(tokenizer, tmp_path / "run", 2)
-    with pytest.raises(UserError, match="matrix_lr: 0.02 then, 0.5 now"):
-        fit(tokenizer, tmp_path / "run", 2, resume=True, matrix_lr=0.5)
-    fit(tokenizer, tmp_path / "run", 1, overwrite=True, matrix_lr=0.5)
-    assert saved_steps(tmp_path / "run") == [1]
-    both = {"resume": True, "overwrite": True}
-    assert fit(tokenizer, tmp_path / "run", 3, matrix_lr=0.5, **both)["steps"] == 3
-    assert saved_steps(tmp_path / "run") == [1, 3]  # the same run: gone on with
-    fit(tokenizer, tmp_path / "run", 2, matrix_lr=0.25, **both)
-    assert saved_steps(tmp_path / "run") == [2]  # another: replaced
-
-
-def test_what_may_change_on_a_resume(tokenizer, tmp_path):
-    """How rows are cut, and what is done about a bad step; in deterministic mode all that decides the bits stays."""
-    fit(tokenizer, tmp_path / "run", 1)
-    assert fit(tokenizer, tmp_path / "run", 2, resume=True, device_batch_size=2, nonfinite="skip")["steps"] == 2
-    fit(tokenizer, tmp_path / "exact", 1, deterministic=True)
-    with pytest.raises(UserError, match="device_batch_size: 4 then, 2 now"):
-        fit(tokenizer, tmp_path / "exact", 2, resume=True, deterministic=True, device_batch_size=2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        with pytest.raises(UserError, match=f"threads: {before} then, {before + 1} now"):
-            fit(tokenizer, tmp_path / "exact", 2, resume=True, deterministic=True)
-    finally:
-        torch.set_num_threads(before)
-    assert fit(tokenizer, tmp_path / "exact", 2, resume=True, deterministic=True)["steps"] == 2
-
-
-def test_one_process_a_run(tokenizer, tmp_path):
-    with RunLock(tmp_path / "run"), pytest.raises(UserError, match=f"another process .pid {os.getpid()} on .* since"):
-        fit(tokenizer, tmp_path / "run", 1)
-    assert fit(tokenizer, tmp_path / "run", 1)["steps"] == 1
-
-
-def test_no_evaluation_is_lost_by_a_resume(tokenizer, tmp_path):
-    """The save at step 4 comes before the evaluation at step 4: a run killed in between makes up for it."""
-
-    def evaluate(state: TrainState) -> None:
-        state.evaluations = [e for e in state.evaluations if e["step"] != state.step]
-        state.evaluations.append({"step": state.step, "bpb": 1.0 / state.step})
-
-    hooks = [Every(2, evaluate)]
-    with pytest.raises(KeyboardInterrupt):  # stops after step 4, whose evaluation is not in what was saved
-        fit(tokenizer, tmp_path / "run", 6, save_every=4, hooks=[*hooks, Every(4, interrupt)])
-    assert [e["step"] for e in load_meta(tmp_path / "run", 4)["state"]["evaluations"]] == [2]
-    result = fit(tokenizer, tmp_path / "run", 6, save_every=4, resume=True, hooks=hooks)
-    assert result["val_curve"] == {"step": [2, 4, 6], "bpb": [1 / 2, 1 / 4, 1 / 6]}
-
-
 @pytest.mark.parametrize("bad", [{"grad_clip": -1}, {"device_batch_size": 0}, {"matrix_lr": -0.1}, {"log_every": -1}])
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(UserError, match=f"--{next(iter(bad))}=.* is impossible"):
@@ -462,18 +323,6 @@ def test_impossible_settings_are_refused_by_name(bad):
     Small(log_every=0)  # only the first and the last line
     with pytest.raises(UserError, match="--weight_decay=nan is impossible"):
         Small(weight_decay=float("nan"))
-
-
-def test_metrics_log_drops_what_lies_after_the_resumed_step(tmp_path):
-    log = MetricsLog(tmp_path / "log.jsonl")
-    for step in (1, 2, 3):
-        log.log(step, loss=float(step))
-        if step == 2:
-            mark = log.mark()
-    with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as f:
-        f.write('{"step": 4, "lo')  # a kill in mid-write
-    MetricsLog(tmp_path / "log.jsonl", mark)
-    assert [r["step"] for r in read_metrics(tmp_path / "log.jsonl")] == [1, 2]
 
 
 @pytest.mark.slow

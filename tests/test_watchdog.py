@@ -1,0 +1,56 @@
+"""What hangs is named and ended in bounded time; what moves is left alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nanochat.watchdog import STALLED, WAITS, Watchdog, blamed
+
+
+@pytest.mark.parametrize(("places", "said"), [
+    ({0: (7, "the loader")}, "it hangs in: the loader"),
+    ({0: (7, f"{WAITS}: x"), 1: (6, "the loader"), 2: (7, f"{WAITS}: x")}, "rank 1 hangs in: the loader"),
+    ({0: (7, f"{WAITS}: x"), 1: (4, f"{WAITS}: y")}, f"rank 1 hangs in: {WAITS}: y"),  # stopped before it said more
+    ({0: (7, f"{WAITS}: x"), 1: None}, "rank 1 gives no sign of life"),
+    ({0: (7, "forward"), 1: (7, "forward"), 2: (8, f"{WAITS}: x")},
+     "rank 0 hangs in: forward; rank 1 hangs in: forward"),
+    ({0: (7, f"{WAITS}: x"), 1: (7, f"{WAITS}: x")}, f"all 2 ranks hang, rank 0 in: {WAITS}: x (a network or disk that "
+     "all need?)"),
+])
+def test_who_is_to_blame(places, said):
+    assert blamed(places) == said
+
+
+HANGS = """
+import ctypes, sys
+from nanochat.watchdog import Watchdog
+with Watchdog(0.5, "; see to it") as watchdog:
+    watchdog("the step")
+    watchdog("the loader, which is to give the batch of step 7")
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)  # for ever, and no signal handler of Python's is ever run
+"""
+
+
+def test_a_main_thread_that_hangs_in_c_is_ended_with_a_line_and_its_stack():
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == STALLED
+    assert done.stderr.startswith("error: no progress for 0.5 s: it hangs in: the loader, which is to give the batch "
+                                  "of step 7; see to it\n")
+    assert 'File "<string>", line 9' in done.stderr  # where it was
+
+
+def test_what_moves_or_is_done_is_left_alone():
+    with Watchdog(0.4) as watchdog:
+        for i in range(12):
+            watchdog(f"step {i}")
+            time.sleep(0.1)
+    time.sleep(0.8)  # nobody watches any more
+    with Watchdog(0) as watchdog:
+        time.sleep(0.2)
+    assert not watchdog._thread.is_alive()
