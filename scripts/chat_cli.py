@@ -9,6 +9,7 @@ The answer appears as it is written. Calculator calls are folded into ⟨12/60 =
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -101,7 +102,7 @@ def answer(engine: Engine, ids: list[int], config: Config, console: Console) -> 
 
 def converse(engine: Engine, config: Config, console: Console) -> None:
     with contextlib.suppress(ImportError):
-        __import__("readline")  # gives input() its editing and history
+        importlib.import_module("readline")  # gives input() its editing and history
     note("Type a message; /help for more, Ctrl-D to leave.")
     messages: list[dict[str, Any]] = []
     forgetting = False

@@ -6,12 +6,15 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanochat import checkpoint_manager as cm
 from nanochat.common import UserError
 from nanochat.files import sha256_file
-from nanochat.tensor_file import write_tensors
+from nanochat.tensor_file import DTYPES, read_tensors, tensor_pieces, write_tensors
 from tests.helpers import small_model, small_tokenizer
 
 
@@ -167,3 +170,127 @@ def test_saving_makes_its_directory_and_leaves_no_temporary_files(saved):  # tra
     assert sorted(p.name for p in directory.iterdir()) == [
         "meta_000009.json", "meta_000010.json", "model_000009.safetensors", "model_000010.safetensors",
         "optim_000009_rank0.safetensors", "optim_000010_rank0.safetensors", "tokenizer"]
+
+
+# --------------------------------------------------------------------------- the formats
+
+SHAPES = st.lists(st.integers(0, 4), max_size=3)
+TENSORS = st.dictionaries(st.text(max_size=8), st.tuples(st.sampled_from(list(DTYPES)), SHAPES), max_size=6)
+
+
+@given(TENSORS)
+def test_tensor_files_are_the_librarys_to_the_byte(asked):
+    tensors = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in asked.items()}
+    assert b"".join(tensor_pieces(tensors)) == safetensors.torch.save(tensors)
+
+
+def test_tensors_come_back_also_those_that_are_no_rows_in_memory(tmp_path):
+    tensors = {"turned": torch.randn(5, 3).t(), "every other": torch.randn(8)[::2], "one": torch.tensor(7), "bf16":
+               torch.randn(3).bfloat16(), "grad": torch.randn(2, requires_grad=True)}
+    digest = write_tensors(tmp_path / "t.safetensors", tensors)
+    assert digest == sha256_file(tmp_path / "t.safetensors")
+    back = read_tensors(tmp_path / "t.safetensors")
+    assert back.keys() == tensors.keys() and all(torch.equal(back[k], t) for k, t in tensors.items())
+    (tmp_path / "other").write_bytes(b"\0" * 20)
+    with pytest.raises(UserError, match="other is not a safetensors file"):
+        read_tensors(tmp_path / "other")
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(SCALARS | st.text(max_size=5),
+                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=4), x, max_size=3),
+                    max_leaves=8)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.data())
+def test_a_meta_file_comes_back_and_no_byte_of_it_can_change(meta, data):
+    text = cm.render_meta(meta)
+    assert cm.parse_meta(text) == meta
+    content = bytearray(text.encode("utf-8"))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ValueError):
+        cm.parse_meta(content.decode("utf-8"))
+    with pytest.raises(ValueError):
+        cm.parse_meta(text[: data.draw(st.integers(0, len(text) - 1))])
+    with pytest.raises(ValueError):
+        cm.parse_meta(text + data.draw(st.sampled_from(["\n", " ", "x", "{}"])))
+
+
+def test_a_meta_file_of_no_hash_or_no_end_is_damaged():
+    for text in ("{}", '{"step": 1}', "[]", "3", "[" * 100_000, '{"a":' * 100_000, '{"meta_sha256": 3}', "NaN", ""):
+        with pytest.raises(ValueError):
+            cm.parse_meta(text)
+
+
+def test_a_meta_file_that_names_files_elsewhere_is_refused(saved):
+    directory, _ = saved
+    meta = cm.load_meta(directory, 10)
+    for name in ("../../other", "/etc/passwd", "tokenizer/../../x", "a/b", "", ".hidden", "x\ny"):
+        changed = {**meta, "files": {**meta["files"], name: "0" * 64}}
+        (directory / "meta_000010.json").write_text(cm.render_meta(changed), encoding="utf-8")
+        with pytest.raises(UserError, match="meta_000010.json is damaged"):
+            cm.load_meta(directory, 10)
+    for key in ("step", "files"):
+        (directory / "meta_000010.json").write_text(
+            cm.render_meta({k: v for k, v in meta.items() if k != key}), encoding="utf-8")
+        with pytest.raises(UserError, match=f"meta_000010.json is damaged .'{key}' is missing"):
+            cm.load_meta(directory, 10)
+
+
+def test_all_files_are_verified_before_any_is_read(saved, monkeypatch):
+    """Of a checkpoint with one bad file, not even the good ones are opened as tensors."""
+    directory, _ = saved
+    monkeypatch.setattr(cm, "read_tensors", lambda *_: pytest.fail("read before all was verified"))
+    path = directory / "tokenizer" / "tokenizer.tiktoken"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(UserError, match="tokenizer.tiktoken is damaged.*delete that one to go on from the step before"):
+        cm.load_checkpoint(directory, 10, CPU, load_optimizer=True)
+
+
+def test_a_model_of_another_version_or_size_is_refused_before_anything_is_allocated(saved):
+    directory, _ = saved
+    meta = cm.load_meta(directory, 10)
+    for change, words in (({"n_experts": 8}, "cannot build.*n_experts"), ({"vocab_size": 10**12}, "does not fit"),
+                          ({"n_embd": "wide"}, "cannot build"), ({"n_head": 0}, "n_head=0 is impossible")):
+        changed = {**meta, "model_config": {**meta["model_config"], **change}}
+        (directory / "meta_000010.json").write_text(cm.render_meta(changed), encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            cm.build_model(directory, 10, CPU, "eval")
+
+
+# --------------------------------------------------------------------------- saving again, and again
+
+
+def test_a_killed_first_save_leaves_no_half_tokenizer_for_the_next(tmp_path, tokenizer):
+    """Only the first of the tokenizer's two files was written when the power went."""
+    tokenizer.save(tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "tokenizer" / "tokenizer_config.json").unlink()
+    (tmp_path / "run" / "tokenizer" / "tokenizer.tiktoken").write_bytes(b"half")
+    model = small_model(tokenizer)
+    cm.save_checkpoint(tmp_path / "run", 1, model.state_dict(), None,
+                       {"model_config": cm.model_config_dict(model)}, tokenizer=tokenizer)
+    assert cm.build_model(tmp_path / "run", 1, CPU, "eval")[1].fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(saved, tokenizer, monkeypatch):
+    directory, model = saved
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Disk", (), {"free": 100_000})())
+    before = sorted(p.name for p in directory.rglob("*"))
+    words = rf"a checkpoint in {directory} needs [\d,]+ bytes and the disk has 100,000 free"
+    with pytest.raises(UserError, match=words):
+        cm.save_checkpoint(directory, 11, model.state_dict(), None, {}, tokenizer=tokenizer)
+    assert sorted(p.name for p in directory.rglob("*")) == before and cm.find_last_step(directory) == 10
+
+
+def test_a_step_that_is_saved_again_is_never_half_old(saved, tokenizer, monkeypatch):
+    """Its meta goes first: a kill between two files must not leave an old meta beside new tensors."""
+    directory, model = saved
+    seen = []
+    monkeypatch.setattr(cm, "write_tensors", lambda path, tensors: (seen.append(cm.saved_steps(directory)),
+                                                                    write_tensors(path, tensors))[1])
+    other = small_model(tokenizer, seed=5)
+    cm.save_checkpoint(directory, 10, other.state_dict(), None, {"model_config": cm.model_config_dict(model)},
+                       tokenizer=tokenizer)
+    assert seen == [[9]] and cm.saved_steps(directory) == [9, 10]
+    loaded, _, _ = cm.build_model(directory, 10, CPU, "train")
+    assert torch.equal(loaded.lm_head.weight, other.lm_head.weight)
