@@ -206,8 +206,11 @@ def sweep(directory: Path) -> None:
 
     For the one who holds the run's lock and has not begun to save. Nothing is removed that any checkpoint needs.
     """
-    needed = set(_data_of(directory, saved_steps(directory))) if directory.is_dir() else set()
-    for folder in filter(Path.is_dir, (directory, directory / "tokenizer")):
+    if not directory.is_dir():
+        return
+    needed = set(_data_of(directory, saved_steps(directory)))
+    tokenizer = directory / "tokenizer"
+    for folder in (directory, tokenizer) if tokenizer.is_dir() and not tokenizer.is_symlink() else (directory,):
         left = [n for n in _files_in(folder) if re.fullmatch(r"\.(meta|model|optim|log|tokenizer)\S*\.tmp", n)]
         remove_files(folder, [*left, *(n for n in _data_of(folder) if n not in needed)])
 
@@ -219,7 +222,9 @@ def delete_checkpoints(directory: str | Path) -> None:
         return
     remove_files(directory, map(_meta_name, saved_steps(directory)))
     remove_files(directory, [*_data_of(directory), LOG])
-    if (directory / "tokenizer").is_dir():
+    if (directory / "tokenizer").is_symlink():
+        remove_files(directory, ["tokenizer"])  # what it leads to is not ours
+    elif (directory / "tokenizer").is_dir():
         remove_files(directory / "tokenizer", _files_in(directory / "tokenizer"))
         (directory / "tokenizer").rmdir()
 
@@ -227,21 +232,44 @@ def delete_checkpoints(directory: str | Path) -> None:
 # --------------------------------------------------------------------------- loading
 
 
-def load_meta(directory: str | Path, step: int) -> dict[str, Any]:
-    """The JSON of a step, verified by its own hash, without touching its tensors."""
+# The types of what is in meta, where it is there: its hash only says that nobody has changed it since.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "files": (dict,), "tokenizer": (str,), "model_config": (dict,), "config": (dict,), "state": (dict,),
+    "parent": (dict, type(None)), "log": (dict, type(None)), "rng": (list,)}
+_NAME = r"tokenizer/\w[\w.-]*|model_[0-9]{6,}\.safetensors|optim_[0-9]{6,}_rank[0-9]+\.safetensors"
+
+
+def _check_fields(meta: dict[str, Any], step: int) -> None:
+    """A ValueError for what no save can have written."""
+    for name, types in _FIELDS.items():
+        if name in meta and type(meta[name]) not in types:  # not isinstance: True is no step
+            raise ValueError(f"{name} is {str(meta[name])[:40]!r}")
+    if meta["step"] != step:
+        raise ValueError(f"it is that of step {meta['step']}")
+    for name, digest in meta["files"].items():
+        if not re.fullmatch(_NAME, name) or not isinstance(digest, str):
+            raise ValueError(f"it names {name!r}")
+    log = {"bytes": 0, "sha256": ""} if meta.get("log") is None else meta["log"]
+    if type(log.get("bytes")) is not int or log["bytes"] < 0 or not isinstance(log.get("sha256"), str):
+        raise ValueError(f"log is {log}")
+
+
+def load_meta(directory: str | Path, step: int, *needed: str) -> dict[str, Any]:
+    """The JSON of a step, verified by its own hash, without touching its tensors. `needed`: fields it must have too."""
     path = Path(directory) / _meta_name(step)
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")  # but a pipe, say, which would never end
         meta = parse_meta(path.read_bytes().decode("utf-8"))
-        names = [str(name) for name in meta["files"]]
-        strange = [n for n in names if not re.fullmatch(r"(?:tokenizer/)?\w[\w.-]*", n)]
-        if meta["step"] != step or strange:
-            raise ValueError(f"it names {strange[0]!r}" if strange else f"it is that of step {meta['step']}")
+        absent = [name for name in ("step", "files", "tokenizer", *needed) if name not in meta]
+        if absent:
+            raise ValueError(f"{absent[0]!r} is missing")
+        _check_fields(meta, step)
     except FileNotFoundError:
         have = ", ".join(map(str, saved_steps(directory))) or "none"
         raise UserError(f"{directory} has no step {step} (steps there: {have})") from None
-    except (ValueError, KeyError, TypeError) as e:
-        why = f"{e.args[0]!r} is missing" if isinstance(e, KeyError) else e
-        raise UserError(f"{path} is damaged ({why}): use another --step (there: {saved_steps(directory)}), or "
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} is damaged ({e}): use another --step (there: {saved_steps(directory)}), or "
                         "delete it to go on from the step before") from None
     return meta
 
@@ -256,6 +284,8 @@ def verify(directory: Path, meta: dict[str, Any], *kinds: str) -> list[Path]:
         for name in names:
             path = directory / name
             try:
+                if path.exists() and not path.is_file():
+                    raise UserError(f"checkpoint file {path} is no file")  # but a pipe, say, which would never end
                 intact = sha256_file(path) == meta["files"][name]
             except OSError as e:
                 raise UserError(f"checkpoint file {path} is missing or cannot be read ({e.strerror})") from None
@@ -297,6 +327,8 @@ def check_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) 
         shapes = [tuple(d[name].shape) if name in d else "absent" for d in (own, model_data)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{where} does not fit the model: {name} is {shapes[1]} there, {shapes[0]} here")
+        if not model_data[name].is_floating_point():
+            raise UserError(f"{where} does not fit the model: {name} is {model_data[name].dtype} there")
 
 
 def load_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -> None:
@@ -318,8 +350,11 @@ def build_model(
     tokenizer = RustBPETokenizer.from_directory(Path(directory) / "tokenizer")
     if tokenizer.fingerprint() != meta["tokenizer"]:
         raise UserError(f"{directory}/tokenizer is not the tokenizer that step {step} was trained with")
+    config = model_config_of(meta, directory)
+    if config.n_layer > len(model_data):  # before so many are made
+        raise UserError(f"{directory} does not fit the model: {len(model_data)} tensors for {config.n_layer} layers")
     with torch.device("meta"):
-        model = GPT(model_config_of(meta, directory))
+        model = GPT(config)
     check_weights(model, model_data, directory)  # before anything of its size is allocated
     model.to_empty(device=device)
     load_weights(model, model_data, directory)

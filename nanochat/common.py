@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nanochat.files import fsync_dir, sha256_file
+from nanochat.files import fsync_dir, make_dirs, sha256_file
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # of a rank with the others; the watchdog of a run is there sooner
@@ -45,7 +45,7 @@ def get_base_dir() -> Path:
     """The folder under which everything is written: `$NANOCHAT_BASE_DIR`, or `~/.cache/nanochat`. Created if absent."""
     base = Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
     try:
-        base.mkdir(parents=True, exist_ok=True)
+        make_dirs(base)
     except OSError as e:
         raise UserError(f"cannot create {base} ({e.strerror}): set NANOCHAT_BASE_DIR to a folder you can write") from e
     return base

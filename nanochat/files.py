@@ -47,6 +47,15 @@ def make_dirs(path: str | Path) -> Path:
     return path
 
 
+def sync_parents(path: str | Path) -> None:
+    """Make the entries that lead to a file durable: who made the folders may have been killed before coming to that."""
+    for folder in Path(path).absolute().parents:
+        try:
+            fsync_dir(folder)
+        except OSError:  # not ours to read, so not made by us
+            return
+
+
 def write_file(path: str | Path, pieces: Iterable[bytes | memoryview]) -> str:
     """Write `pieces` so that `path` is either what it was or all of them. Returns the SHA-256 (hex) of what was given.
 
@@ -56,8 +65,9 @@ def write_file(path: str | Path, pieces: Iterable[bytes | memoryview]) -> str:
     path = Path(path)
     make_dirs(path.parent)
     digest, written = hashlib.sha256(), 0
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = ""
     try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             for piece in pieces:
                 rest = memoryview(piece).cast("B")
@@ -71,7 +81,8 @@ def write_file(path: str | Path, pieces: Iterable[bytes | memoryview]) -> str:
             os.close(fd)
         os.replace(temporary, path)
     except BaseException as e:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(e, OSError) and e.errno in FULL:
             free = shutil.disk_usage(path.parent).free  # after the part of a file was removed
             what = f"{os.strerror(e.errno)}: {written:,} bytes were written, {free:,} are free without them"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # the engine is a floor above: the model knows only the shape
 
 
 LOGIT_CAP = 15.0
+LARGEST = 2**20  # of each size in a configuration: what is beyond is a mistake, or made to fill the memory
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"{name}={value} is impossible: it must be at least 1")
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise UserError(f"{name}={value} is impossible: it must be a whole number from 1 to {LARGEST}")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
                             "choose a width that is a multiple of the number of heads (or set --head_dim)")

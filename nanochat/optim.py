@@ -147,6 +147,8 @@ class Optimizer:
         for key, shape in shapes.items():
             if full[key].shape != shape:
                 raise UserError(f"optimizer state {key} is {tuple(full[key].shape)}, the model needs {tuple(shape)}")
+            if not full[key].is_floating_point():
+                raise UserError(f"optimizer state {key} is {full[key].dtype}, the model needs another dtype")
         self.steps = int(full["steps"])
         for b in self.buckets:
             b.load_state_dict(full)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanochat.checkpoint_manager import (
     delete_checkpoints,
     load_checkpoint,
@@ -73,7 +75,7 @@ def resume_step(
     if not resume:
         raise UserError(f"{directory} holds a run at step {steps[-1]}: --resume goes on with it, --overwrite replaces "
                         "it, --model_tag=NAME starts another beside it")
-    meta = load_meta(directory, steps[-1])
+    meta = load_meta(directory, steps[-1], "config", "model_config", "parent", "state", "rng", "log")
     saved = Identity(meta["config"], meta["model_config"], meta["tokenizer"], meta["parent"])
     found = differences(saved, now)
     refused = {k: pair for k, pair in found.items() if k not in changed}
@@ -95,14 +97,17 @@ def restore(directory: Path, step: int, model: GPT, optimizer: Optimizer) -> tup
     Any number of ranks may go on: each takes its part of the optimizer. A rank that there was not takes the random
     state of one that there was (all start from one seed).
     """
-    model_data, optimizer_data, meta = load_checkpoint(directory, step, model.get_device(), load_optimizer=True)
-    load_weights(model, model_data, directory)
-    optimizer.load_state_dict(optimizer_data or {})
     try:
+        model_data, optimizer_data, meta = load_checkpoint(directory, step, model.get_device(), load_optimizer=True)
+        load_weights(model, model_data, directory)
+        optimizer.load_state_dict(optimizer_data or {})
         state = TrainState(**meta["state"])
-    except TypeError as e:
-        raise UserError(f"{directory}, step {step}, was saved by another version of nanochat ({e})") from None
-    states = [s for s in meta["rng"] if s]
-    if states:
-        set_rng_state(states[rank_and_world()[0] % len(states)])
+        states = [s for s in meta["rng"] if s]
+        if states:
+            set_rng_state(states[rank_and_world()[0] % len(states)])
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:  # whole, but not as we write it
+        raise UserError(f"{directory}, step {step}, was not saved by this version of nanochat: --overwrite starts anew "
+                        f"({type(e).__name__}: {e})") from e
     return state, meta

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from nanochat.common import UserError, check_at_least, print0
-from nanochat.files import atomic_write, make_dirs
+from nanochat.files import atomic_write, make_dirs, sync_parents
 
 LAUNCHER = os.getppid()  # under torchrun, the process that started this rank
 
@@ -114,6 +114,7 @@ class RunLock:
         except Timeout:
             raise UserError(f"{directory} is being trained by another process ({self._holder() or 'unknown'}): wait "
                             "for it, end it, or use --model_tag=NAME") from None
+        sync_parents(self.path)  # here, once a process
         if holder := self._holder():
             print0(f"note: the last process in {directory} ({holder}) did not end by itself")
         me = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -236,6 +237,8 @@ class MetricsLog:
     def __init__(self, path: str | Path, mark: dict[str, Any] | None = None):
         self.path = Path(path)
         kept = b""
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path} is no file: remove it")  # but a pipe, say, which would never end
         if mark and mark["bytes"] and not self.path.exists():
             print0(f"note: {self.path} is gone: the curve of this run begins anew")
         elif mark:

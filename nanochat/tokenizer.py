@@ -101,6 +101,22 @@ def _fingerprint(ranks_text: str, pattern: str, special_tokens: dict[str, int]) 
     return hashlib.sha256((ranks_text + rest).encode("utf-8", errors="replace")).hexdigest()
 
 
+def _check_vocabulary(ranks: dict[bytes, int], lines: int, pattern: Any, special: Any, trainer: Any) -> None:
+    """A ValueError for what no training can have given, and what tiktoken would take, or panic at."""
+    if not (isinstance(pattern, str) and isinstance(trainer, str) and len(pattern) <= 10_000):
+        raise ValueError("its pattern and its trainer must be short texts")
+    pattern.encode("utf-8")  # half a character is such an error
+    if len(ranks) != lines or sorted(ranks.values()) != list(range(lines)) or b"" in ranks:
+        raise ValueError("the ranks are not 0, 1, 2, ..., each of a token of its own")
+    if any(bytes([b]) not in ranks for b in range(256)):
+        raise ValueError("a byte has no token")
+    ids = list(special.values())
+    if any(type(id) is not int for id in ids) or sorted(ids) != list(range(lines, lines + len(ids))):
+        raise ValueError("the ids of the special tokens are not those after the ranks")
+    if "<|bos|>" not in special:
+        raise ValueError("there is no <|bos|>")
+
+
 def _valid_unicode(text: str) -> str:
     r"""Lone surrogates (JSON's "\ud800") have no UTF-8: each becomes U+FFFD, as in tiktoken's encoder."""
     try:
@@ -220,11 +236,16 @@ class RustBPETokenizer:
             pattern, special = config["pattern"], config["special_tokens"]
             ranks_text = ranks_file.read_bytes().decode("ascii", errors="replace")
             intact = _fingerprint(ranks_text, pattern, special) == config["sha256"]
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise UserError(f"{config_file} is damaged: {remedy}") from e
         if not intact:
             raise UserError(f"{ranks_file} does not match the sha256 in {CONFIG_FILE}, one was changed: {remedy}")
-        return cls(ranks_of_lines(ranks_text), pattern, special, config.get("trainer", ""))
+        try:
+            ranks, trainer = ranks_of_lines(ranks_text), config.get("trainer", "")
+            _check_vocabulary(ranks, len(ranks_text.splitlines()), pattern, special, trainer)
+            return cls(ranks, pattern, special, trainer)
+        except ValueError as e:  # also what tiktoken says of a pattern
+            raise UserError(f"{directory} holds no tokenizer of ours ({str(e)[:200]}): {remedy}") from e
 
     # --------------------------------------------------------------------------------------------- vocabulary
 

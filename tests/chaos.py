@@ -5,9 +5,15 @@
     python -m tests.chaos downloads --schedules=500      # a faulty hub, killed and competing downloaders
     python -m tests.chaos resumes --runs=200             # loaders, each resumed 10 times, by other ranks and workers
     python -m tests.chaos conversations --conversations=10_000
+    python -m tests.chaos --kills=1000 --power-loss=2000 --mutate=10_000 --terms=200 --rank-kills=100 --full-disk
 
 Each prints how many trials there were and how many failed, with the smallest failing ones, and exits with 1 if any did.
-The last three are told in download_faults.py, resume_trials.py and conversation_fuzz.py. The splitter's oracle is the
+What runs and checkpoints must survive (the last line: any of its flags, also `--rank-changes` and `--hangs`) is told in
+kills.py, rank_kills.py, power_loss.py and mutations.py. It goes in batches whose counts add up in a file (`--counts`)
+for this state of the code: what was interrupted goes on with other random numbers, and the table is of all that was
+tried.
+
+The other three are told in download_faults.py, resume_trials.py and conversation_fuzz.py. The splitter's oracle is the
 regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)` is none of those that the
 hand-written splitter knows. Every 50th string also goes through Python's `regex`.
 """
@@ -15,7 +21,10 @@ hand-written splitter knows. Every 50th string also goes through Python's `regex
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -24,10 +33,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 from nanochat.common import progress
+from nanochat.files import atomic_write
 from tests.reference import bpe, splitter
+
+ROOT = Path(__file__).resolve().parents[1]
 
 BATCH = 20_000  # strings a task of the pool
 REFERENCE_EVERY = 50  # Python's regex is slow
@@ -180,9 +195,99 @@ def report(what: str, found: Iterable[str], seconds: float) -> int:
     return 1 if found else 0
 
 
+# ----------------------------------------------------------------------------------- what runs and checkpoints survive
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of trials: its flag, and `function(n, seed, processes)` of a module, which takes torch with it."""
+
+    flag: str
+    what: str
+    module: str
+    function: str
+    batch: int  # trials after which the counts are written
+
+    @property
+    def name(self) -> str:
+        return self.flag.replace("-", "_")
+
+
+FAULTS = (
+    Fault("kills", "SIGKILLs at random instants and around each I/O call of a save", "kills", "kill_trials", 100),
+    Fault("power-loss", "power losses: what was not fsynced is dropped, zeroed, reordered", "power_loss",
+          "power_loss_trials", 500),
+    Fault("mutate", "mutations of files of every kind", "mutations", "mutation_trials", 2000),
+    Fault("terms", "SIGTERMs and SIGINTs", "kills", "term_trials", 50),
+    Fault("rank-kills", "kills of one rank of four", "rank_kills", "rank_kill_trials", 25),
+    Fault("rank-changes", "runs that go on with 1, 4 and 2 ranks", "rank_kills", "change_trials", 5),
+    Fault("hangs", "ranks and loaders that hang", "rank_kills", "hang_trials", 5),
+    Fault("full-disk", "full disks at every write of a save", "power_loss", "full_disk_trials", 1),
+)
+
+
+class Counts:
+    """What was tried so far of this very code, in a file: `{"ab12...": {"kills": {"trials": 1000, ...}}}`."""
+
+    def __init__(self, path: Path):
+        self.path, self.code = path, code_hash()
+        self.all: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def of(self, fault: Fault) -> dict[str, Any]:
+        fresh = {"trials": 0, "failures": 0, "seconds": 0.0, "found": [], "told": []}
+        return self.all.setdefault(self.code, {}).setdefault(fault.flag, fresh)
+
+    def add(self, fault: Fault, trials: int, found: list[str], told: str, seconds: float) -> None:
+        counts = self.of(fault)
+        counts["trials"] += trials
+        counts["failures"] += len(found)
+        counts["seconds"] += seconds
+        counts["found"] = (counts["found"] + found)[:SHOWN]
+        counts["told"] += [told] if told else []
+        atomic_write(self.path, json.dumps(self.all, indent=1) + "\n")
+
+
+def code_hash() -> str:
+    """A hash of all that the trials are about, and of the trials: counts of other code do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(p for top in ("nanochat", "scripts", "tasks", "tests") for p in (ROOT / top).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def try_fault(fault: Fault, wanted: int, counts: Counts, seed: int, processes: int) -> None:
+    """So many more trials of a kind, batch by batch; a failure ends it, so that it can be looked at."""
+    run = getattr(importlib.import_module(f"tests.{fault.module}"), fault.function)
+    done = 0
+    while done < wanted and not counts.of(fault)["failures"]:
+        n, begin = min(fault.batch, wanted - done), time.perf_counter()
+        outcome = run(n, seed + counts.of(fault)["trials"], processes)
+        found = getattr(outcome, "found", outcome)
+        told = "" if found is outcome else str(outcome)
+        counts.add(fault, n, found, told, time.perf_counter() - begin)
+        done += n
+        print(f"{fault.flag}: {counts.of(fault)['trials']:,} tried, {len(found)} failures{told and f' ({told})'}",
+              flush=True)
+
+
+def fault_table(counts: Counts) -> int:
+    """Print what was tried of this code, and the first failures; the exit status."""
+    rows = [(fault, counts.of(fault)) for fault in FAULTS if counts.of(fault)["trials"]]
+    print(f"\n{'trials':>8}  {'failures':>8}  {'seconds':>8}  what")
+    for fault, c in rows:
+        print(f"{c['trials']:8,}  {c['failures']:8,}  {c['seconds']:8,.0f}  {fault.what}")
+    for line in [line for _, c in rows for line in c["found"]]:
+        print(f"  {line}")
+    return 1 if any(c["failures"] for _, c in rows) else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Random trials in large numbers.")
-    parser.add_argument("what", choices=("splitter", "trainer", "downloads", "resumes", "conversations"))
+    parser.add_argument("what", nargs="?", choices=("splitter", "trainer", "downloads", "resumes", "conversations"))
+    for fault in FAULTS[:-1]:
+        parser.add_argument(f"--{fault.flag}", type=int, default=0, metavar="N", help=fault.what)
+    parser.add_argument("--full-disk", action="store_const", const=1, default=0, help=FAULTS[-1].what)
+    parser.add_argument("--counts", type=Path, default=Path("chaos.json"), help="where the counts of those add up")
     parser.add_argument("--strings", type=int, default=10_000_000, help="random strings for the splitter")
     parser.add_argument("--corpora", type=int, default=2000, help="random corpora for the trainer")
     parser.add_argument("--schedules", type=int, default=500, help="schedules of faults for the downloads")
@@ -192,6 +297,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
+    faults = {fault: wanted for fault in FAULTS if (wanted := getattr(asked, fault.name))}
+    if bool(asked.what) == bool(faults):
+        parser.error("say what to try: one of the names, or flags like --kills=100")
+    if faults:
+        counts = Counts(asked.counts)
+        for fault, wanted in faults.items():
+            try_fault(fault, wanted, counts, asked.seed, asked.processes)
+        return fault_table(counts)
     begin = time.perf_counter()
     what, found = trial(asked)
     return report(f"{what} (seed {asked.seed})", found, time.perf_counter() - begin)
