@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nanochat.attention import kernel_name, packed_documents
 from nanochat.batch_size import LossFn, choose_rows, fewer_rows, memory_named
-from nanochat.checkpoint_manager import LOG, check_room, model_config_dict
+from nanochat.checkpoint_manager import LOG, check_room, model_config_dict, rotate
 from nanochat.common import (
     UserError,
     compile_problem,
@@ -236,6 +236,8 @@ def run_training(
         state, mark = start_run(stack, directory, identity, config, model, optimizer)
         if resumed := state.step > 0:
             print0(f"resuming {directory} at step {state.step} of {num_iterations}")
+            # its last step is whole: a kill may have come between that commit and the removal of old steps
+            on_rank0(lambda: rotate(directory, config.keep_last))
         check_room(directory, model.state_dict(), optimizer.state_dict())  # now, and not after the first hours
         step_log, problem = announce(model, config, num_iterations, directory, mark)
         compiled = model if problem else model.compile_for_training()

@@ -29,6 +29,7 @@ from nanochat.ranks import rank_and_world
 
 STALLED = 124  # exit status, that of timeout(1)
 WAITS = "waiting for the other ranks"  # how a place begins at which a rank waits and is not itself to blame
+HOST_STAYS = 3.0  # seconds
 _ANSWER = timedelta(seconds=5)  # for the store, when all the rest hangs
 
 
@@ -80,13 +81,23 @@ class Watchdog:
             self._store = None
 
     def _end(self, place: tuple[int, str]) -> None:
-        places = self._places(place)
-        if self._first():
-            text = f"no progress for {self.seconds:g} s: {blamed(places)}{self.remedy}"
-            print(f"error: {text}", file=sys.stderr, flush=True)
+        # The store may be what hangs (its machine is frozen or cut off), and not all of its calls know a timeout.
+        silent = "rank 0 gives no sign of life: the store of the process group, on its machine, does not answer"
+        alone = threading.Timer(2 * _ANSWER.total_seconds(), self._leave, (place, silent))
+        alone.daemon = True
+        alone.start()
+        blame = blamed(self._places(place)) if self._first() else ""
+        alone.cancel()
+        self._leave(place, blame)
+
+    def _leave(self, place: tuple[int, str], blame: str) -> None:
+        if blame:
+            print(f"error: no progress for {self.seconds:g} s: {blame}{self.remedy}", file=sys.stderr, flush=True)
         if not place[1].startswith(WAITS):
             print(f"rank {self.rank} was here:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(all_threads=True)
+        if self._store is not None and self.rank == 0:
+            time.sleep(HOST_STAYS)  # the store may be in this process, and the others find out a little later
         os._exit(STALLED)
 
     def _first(self) -> bool:
@@ -112,15 +123,15 @@ class Watchdog:
 def blamed(places: dict[int, tuple[int, str] | None]) -> str:
     """Who holds up the others, of where all ranks are: `(signs of life, doing what)`.
 
-    The ranks that do not wait for others; if all wait, those that are furthest behind.
+    The ranks that are furthest behind, and of those the ones that do not wait for others.
 
     `{0: (7, "waiting for the other ranks"), 1: (6, "forward")} -> "rank 1 hangs in: forward"`
     """
     silent = [rank for rank, place in places.items() if place is None]
     known = {rank: place for rank, place in places.items() if place is not None}
-    working = {rank: place for rank, place in known.items() if not place[1].startswith(WAITS)}
     behind = min((count for count, _ in known.values()), default=0)
-    guilty = working or {rank: place for rank, place in known.items() if place[0] == behind}
+    last = {rank: place for rank, place in known.items() if place[0] == behind}
+    guilty = {rank: place for rank, place in last.items() if not place[1].startswith(WAITS)} or last
     if len(places) == 1:
         return f"it hangs in: {known[0][1]}"
     if silent:

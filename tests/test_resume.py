@@ -152,6 +152,15 @@ def test_the_last_checkpoints_are_kept(tokenizer, tmp_path):
         assert len(list((tmp_path / str(keep)).glob("*.safetensors"))) == 2 * len(steps)
 
 
+def test_a_kill_between_the_last_commit_and_its_rotation_keeps_no_step_for_ever(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("nanochat.checkpoint_manager.rotate", lambda directory, keep: None)
+    fit(tokenizer, tmp_path / "run", 4, save_every=1)
+    assert saved_steps(tmp_path / "run") == [1, 2, 3, 4]
+    monkeypatch.undo()
+    fit(tokenizer, tmp_path / "run", 4, save_every=1, resume=True)  # finished: nothing is left to be saved
+    assert saved_steps(tmp_path / "run") == [3, 4]
+
+
 def test_what_killed_saves_have_left_is_swept_up(tokenizer, tmp_path):
     fit(tokenizer, tmp_path / "run", 2)
     before = sorted(p.name for p in (tmp_path / "run").iterdir())

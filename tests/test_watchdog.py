@@ -18,6 +18,8 @@ from nanochat.watchdog import STALLED, WAITS, Watchdog, blamed
     ({0: (7, f"{WAITS}: x"), 1: None}, "rank 1 gives no sign of life"),
     ({0: (7, "forward"), 1: (7, "forward"), 2: (8, f"{WAITS}: x")},
      "rank 0 hangs in: forward; rank 1 hangs in: forward"),
+    ({0: (7, "an evaluation"), 1: (5, f"{WAITS}: y")}, f"rank 1 hangs in: {WAITS}: y"),  # it, too, has exchanges
+    ({0: (7, "an evaluation"), 1: (7, f"{WAITS}: y")}, "rank 0 hangs in: an evaluation"),
     ({0: (7, f"{WAITS}: x"), 1: (7, f"{WAITS}: x")}, f"all 2 ranks hang, rank 0 in: {WAITS}: x (a network or disk that "
      "all need?)"),
 ])
