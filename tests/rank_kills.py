@@ -3,7 +3,7 @@ themselves, soon, with a status and a line that say why; and any number of ranks
 
     python -m tests.chaos --rank-kills=100 --rank-changes=30 --hangs=30
 
-The processes are those of kills.py, with the environment that torchrun would give them.
+The processes come from fork_server.py, with the environment that torchrun would give them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 
 from nanochat.watchdog import STALLED
-from tests.kills import HANGS, SLOW, STEPS, Child, Outcome, Trial, World, Wrong, many_trials, trains
+from tests.fork_server import HANGS, SLOW, Child
+from tests.kills import STEPS, Outcome, Trial, World, Wrong, many_trials, trains
 
 WORLD_SIZES = (1, 2, 4)
 BOUND = 30.0  # seconds from the death of one rank to the end of all; each that waits for its neighbour adds six
