@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nanochat.common import UserError, print0
+from nanochat.common import UserError, is_out_of_memory, print0
 from nanochat.dataloader import Batch
 from nanochat.ranks import gather, wire_device
 from nanochat.run import divisors
@@ -31,14 +31,6 @@ WORKING = 1.5  # on a CPU: peak over what autograd keeps, operators' own memory 
 
 
 # --------------------------------------------------------------------------- when it does not fit
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, CUDA's, and what torch's allocators for CPU and MPS say in a RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
 @contextlib.contextmanager

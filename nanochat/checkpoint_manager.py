@@ -20,6 +20,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import merge_state_dicts
 from nanochat.ranks import all_or_none, gather_texts, on_rank0, rank_and_world
 from nanochat.tensor_file import read_tensors, tensor_bytes, write_tensors
-from nanochat.tokenizer import RustBPETokenizer
+from nanochat.tokenizer import CONFIG_FILE, RANKS_FILE, RustBPETokenizer
 
 SOURCES = {"base": "base_checkpoints", "mid": "mid_checkpoints", "sft": "chatsft_checkpoints",
            "rl": "chatrl_checkpoints"}
@@ -123,7 +124,7 @@ def save_checkpoint(
     states `rng` of all ranks and the files' hashes are added to it. Then all but the last `keep` steps go (0: none).
 
     Each rank writes its own `optimizer_data`, rank 0 all the rest. If any write fails, all ranks fail, and the step
-    does not exist; those before it do.
+    does not exist; those before it do. (Should only the removal of old steps fail, all fail too, but it does.)
     """
     directory, (rank, _) = Path(directory), rank_and_world()
     files: dict[str, str] = {}
@@ -134,8 +135,8 @@ def save_checkpoint(
         remove_files(directory, [name for name in [_meta_name(step)] if (directory / name).exists()])
         return _keep_tokenizer(directory, tokenizer)
 
-    tokenizer_files = on_rank0(prepare)
     check_room(directory, model_data, optimizer_data)
+    tokenizer_files = on_rank0(prepare)
     with all_or_none(f"saving step {step}"):
         if rank == 0:
             name = f"model_{step:06d}.safetensors"
@@ -149,6 +150,8 @@ def save_checkpoint(
 
     def commit() -> None:
         absent = [name for name in files if not (directory / name).is_file()]
+        if absent and not absent[0].startswith("optim_"):
+            raise UserError(f"{directory / absent[0]} was removed while step {step} was being saved")
         if absent:
             raise UserError(f"{absent[0]} was written by a rank on another machine, which has a {directory} of its "
                             "own: set NANOCHAT_BASE_DIR to a folder that all machines share")
@@ -167,15 +170,13 @@ def _meta_name(step: int) -> str:
 
 
 def _keep_tokenizer(directory: Path, tokenizer: RustBPETokenizer) -> dict[str, str]:
-    """See to it that the run's tokenizer is there; the hashes of its files, as they were when it was written."""
-    for step in saved_steps(directory)[-1:]:
-        meta = load_meta(directory, step)
-        files = {name: digest for name, digest in meta["files"].items() if name.startswith("tokenizer/")}
-        if meta["tokenizer"] == tokenizer.fingerprint() and files:
-            return files
-    tokenizer.save(directory / "tokenizer")  # also over what a killed save has left of it
-    return {f"tokenizer/{name}": sha256_file(directory / "tokenizer" / name)
-            for name in _files_in(directory / "tokenizer") if not name.startswith(".")}
+    """See to it that the run's tokenizer is there, and is what it should be; the hashes of its files."""
+    files = {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for name, content in files.items():  # those that a killed save has left half, or that were damaged since
+        if not (directory / name).is_file() or sha256_file(directory / name) != digests[name]:
+            atomic_write(directory / name, content)
+    return digests
 
 
 # --------------------------------------------------------------------------- removing
@@ -225,8 +226,9 @@ def delete_checkpoints(directory: str | Path) -> None:
     if (directory / "tokenizer").is_symlink():
         remove_files(directory, ["tokenizer"])  # what it leads to is not ours
     elif (directory / "tokenizer").is_dir():
-        remove_files(directory / "tokenizer", _files_in(directory / "tokenizer"))
-        (directory / "tokenizer").rmdir()
+        remove_files(directory / "tokenizer", [RANKS_FILE, CONFIG_FILE])
+        with suppress(OSError):  # somebody's own files are in it
+            (directory / "tokenizer").rmdir()
 
 
 # --------------------------------------------------------------------------- loading
@@ -269,8 +271,8 @@ def load_meta(directory: str | Path, step: int, *needed: str) -> dict[str, Any]:
         have = ", ".join(map(str, saved_steps(directory))) or "none"
         raise UserError(f"{directory} has no step {step} (steps there: {have})") from None
     except (OSError, ValueError) as e:
-        raise UserError(f"{path} is damaged ({e}): use another --step (there: {saved_steps(directory)}), or "
-                        "delete it to go on from the step before") from None
+        raise UserError(f"{path} is damaged ({e}); delete it to go on from the step before (there: "
+                        f"{', '.join(map(str, saved_steps(directory)))})") from None
     return meta
 
 

@@ -160,7 +160,22 @@ def get_dist_info() -> tuple[bool, int, int, int]:
 def print0(*args: object, **kwargs: object) -> None:
     """`print` on rank 0 only, flushed: a log that ends in a crash must hold what came before it."""
     if get_dist_info()[1] == 0:
-        print(*args, **kwargs, flush=True)  # type: ignore[call-overload]
+        say(*args, **kwargs)
+
+
+def say(*args: object, **kwargs: Any) -> None:
+    """`print`, flushed, which costs nobody a run when the reader of a pipe has died or the disk of a log is full."""
+    try:
+        print(*args, **kwargs, flush=True)
+    except OSError:
+        mute(2 if kwargs.get("file") is sys.stderr else 1)
+
+
+def mute(*fds: int) -> None:
+    """From now on what is written to these goes nowhere."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        for fd in fds:
+            os.dup2(nowhere.fileno(), fd)
 
 
 def print_banner() -> None:
@@ -454,6 +469,16 @@ def peak_flops_by_name(name: str, dtype) -> float | None:
             tera = {torch.bfloat16: bf16, torch.float32: tf32}.get(dtype)
             return None if tera is None else tera * 1e12
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, CUDA's, and what torch's allocators for CPU and MPS say in a RuntimeError."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
 def peak_memory_bytes() -> int:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nanochat.common import UserError, compute_cleanup, get_dist_info
+from nanochat.common import UserError, compute_cleanup, get_dist_info, say
 from nanochat.files import FULL
 
 if sys.version_info >= (3, 11):
@@ -167,7 +167,7 @@ def _say(text: str) -> None:
                 return
         if rank > 0 and text.startswith("error: "):
             text = f"error on rank {rank}: " + text.removeprefix("error: ")
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr)
 
 
 # What gloo and NCCL say of a connection whose other end is gone; any other error of theirs keeps its traceback.

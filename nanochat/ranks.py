@@ -44,6 +44,12 @@ def new_group() -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=PATIENCE) if rank_and_world()[1] > 1 else None
 
 
+def leave_group(group: dist.ProcessGroup | None) -> None:
+    """Let go of a group that `new_group` made."""
+    if group is not None:
+        dist.destroy_process_group(group)
+
+
 @contextlib.contextmanager
 def apart(group: dist.ProcessGroup | None) -> Iterator[None]:
     """What is called here, in this thread, speaks in `group`."""
@@ -108,7 +114,7 @@ def on_rank0(fn: Callable[[], Any]) -> Any:
         if error is not None:  # whatever became of telling the others
             raise error
     if "error" in answer:
-        raise UserError(answer["error"]) if answer["user"] else RuntimeError(f"rank 0 failed: {answer['error']}")
+        raise UserError(answer["error"]) if answer["user"] else OtherRankFailed(f"rank 0 failed: {answer['error']}")
     return answer["result"]
 
 

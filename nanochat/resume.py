@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanochat.checkpoint_manager import (
     delete_checkpoints,
     load_checkpoint,
@@ -22,7 +20,7 @@ from nanochat.checkpoint_manager import (
     saved_steps,
     sweep,
 )
-from nanochat.common import UserError
+from nanochat.common import UserError, is_out_of_memory
 from nanochat.configurator import nearest
 from nanochat.gpt import GPT
 from nanochat.optim import Optimizer
@@ -60,18 +58,16 @@ def resume_step(
     """Where a run in `directory` starts: the step to resume from and the fields that changed, or None for a new run.
 
     What is there is gone on with (`--resume`, nothing different but the fields named in `changed`), replaced
-    (`--overwrite`; with both flags, only if it cannot be gone on with), or a `UserError` says so. For the holder of
-    the run's lock: what killed saves have left is swept up.
+    (`--overwrite`; with both flags, only if it is another run), or a `UserError` says so. For the holder of the run's
+    lock: what killed saves have left is swept up.
     """
     directory = Path(directory)
     for name in changed:
         if name not in now.config:
             raise UserError(f"--changed {name}: there is no such setting{nearest(name, list(now.config))}")
-    sweep(directory)
     steps = saved_steps(directory)
     if not steps or (overwrite and not resume):
-        delete_checkpoints(directory)
-        return None
+        return _begin_anew(directory)
     if not resume:
         raise UserError(f"{directory} holds a run at step {steps[-1]}: --resume goes on with it, --overwrite replaces "
                         "it, --model_tag=NAME starts another beside it")
@@ -80,15 +76,20 @@ def resume_step(
     found = differences(saved, now)
     refused = {k: pair for k, pair in found.items() if k not in changed}
     if refused and overwrite:
-        delete_checkpoints(directory)
-        return None
+        return _begin_anew(directory)
     if refused:
         table = "; ".join(f"{k}: {then!r} then, {today!r} now" for k, (then, today) in refused.items())
         settings = [k for k in refused if k in now.config]
         name = f"--changed {' '.join(settings)} allows it, " if settings == list(refused) else ""
         raise UserError(f"cannot resume {directory}, the configuration differs ({table}): {name}"
                         "--overwrite starts anew, --model_tag=NAME starts another run beside it")
+    sweep(directory)
     return steps[-1], found
+
+
+def _begin_anew(directory: Path) -> None:
+    delete_checkpoints(directory)
+    sweep(directory)
 
 
 def restore(directory: Path, step: int, model: GPT, optimizer: Optimizer) -> tuple[TrainState, dict[str, Any]]:
@@ -105,9 +106,9 @@ def restore(directory: Path, step: int, model: GPT, optimizer: Optimizer) -> tup
         states = [s for s in meta["rng"] if s]
         if states:
             set_rng_state(states[rank_and_world()[0] % len(states)])
-    except torch.OutOfMemoryError:
-        raise
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:  # whole, but not as we write it
-        raise UserError(f"{directory}, step {step}, was not saved by this version of nanochat: --overwrite starts anew "
-                        f"({type(e).__name__}: {e})") from e
+        if is_out_of_memory(e):
+            raise
+        raise UserError(f"{directory}, step {step}, was not saved by this version of nanochat ({type(e).__name__}: "
+                        f"{e})") from e
     return state, meta

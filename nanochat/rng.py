@@ -3,7 +3,7 @@
     with untouched():
         evaluate()             # whatever it draws, training goes on with the numbers that it would have had
 
-Python's, NumPy's and torch's global generators (and the GPU's, where there is one). Nothing in nanochat draws from them
+Python's, NumPy's and torch's global generators (and CUDA's, where there is one). Nothing in nanochat draws from them
 while it trains; what is added to it (dropout, say) may. There is nothing to run here.
 """
 

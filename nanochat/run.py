@@ -18,6 +18,7 @@ import stat
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from nanochat.common import UserError, check_at_least, print0
+from nanochat.common import UserError, check_at_least, mute, print0, say
 from nanochat.files import atomic_write, make_dirs, sync_parents
 
 LAUNCHER = os.getppid()  # under torchrun, the process that started this rank
@@ -53,8 +54,8 @@ class TrainState:
 
 
 # Settings that may differ between a run and its continuation without changing what is computed.
-FREE_FIELDS = {"resume", "changed", "overwrite", "save_every", "keep_last", "eval_every", "sample_every", "eval_tokens",
-               "log_every", "stall_seconds", "nonfinite", "device_batch_size"}
+FREE_FIELDS = {"resume", "changed", "overwrite", "model_tag", "save_every", "keep_last", "eval_every", "sample_every",
+               "eval_tokens", "log_every", "stall_seconds", "nonfinite", "device_batch_size"}
 
 
 def free_fields(settings: dict[str, Any]) -> set[str]:
@@ -138,8 +139,11 @@ class RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._record("")
-        self._lock.release()
+        try:
+            with suppress(OSError):  # the whole directory may be gone
+                self._record("")
+        finally:
+            self._lock.release()
 
 
 class Stopped(KeyboardInterrupt):
@@ -148,6 +152,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, step: int):
         self.status = 128 + number
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, saved: --resume goes on")
+
+
+# A child that a library forks has our handlers, and must not write its signals into our pipe.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class StopSignals:
@@ -178,11 +186,11 @@ class StopSignals:
     def _ask(self, number: int, why: str = "", how: str = "") -> None:
         self.signalled = self.signalled or int(number)
         if self.speaks:
-            print(f"\n{why}stopping after this step, then saving{how}", file=sys.stderr, flush=True)
+            say(f"\n{why}stopping after this step, then saving{how}", file=sys.stderr)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            leave_terminal()
+        if number == signal.SIGHUP:  # the terminal is gone, and writing to it would be an error
+            mute(*(fd for fd in (1, 2) if stat.S_ISCHR(os.fstat(fd).st_mode)))
         if not self.signalled:
             self._ask(number, how=" (again to leave at once)")
 
@@ -210,21 +218,13 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set by Python
         if hasattr(self, "_reader"):
             signal.set_wakeup_fd(self._wakeup)
             os.write(self._writer, b"\0")
             self._thread.join()
             os.close(self._reader)
             os.close(self._writer)
-
-
-def leave_terminal() -> None:
-    """Let output go nowhere where it went to a terminal: that one is gone, and writing to it would be an error."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        for fd in (1, 2):
-            if stat.S_ISCHR(os.fstat(fd).st_mode):
-                os.dup2(nowhere.fileno(), fd)
 
 
 class MetricsLog:

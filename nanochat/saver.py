@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nanochat.checkpoint_manager import save_checkpoint
 from nanochat.common import print0
-from nanochat.ranks import OtherRankFailed, apart, new_group, rank_and_world
+from nanochat.ranks import OtherRankFailed, apart, leave_group, new_group, rank_and_world
 from nanochat.rng import rng_state
 from nanochat.tokenizer import RustBPETokenizer
 
@@ -64,9 +64,10 @@ class Saver:
             with apart(self._group):
                 save_checkpoint(self.directory, step, model_data, optimizer_data, meta, tokenizer=self.tokenizer,
                                 rng=rng, keep=self.keep)
-            print0(f"saved step {step} to {self.directory}")
         except BaseException as e:
             self._error = e
+        else:
+            print0(f"saved step {step} to {self.directory}")
 
     def finish(self) -> None:
         """Wait for the save under way; raise what went wrong with it."""
@@ -87,6 +88,8 @@ class Saver:
             if error is None or isinstance(error, OtherRankFailed):
                 raise
             print0(f"note: besides, the save of step {self.step} failed: {mine}")
+        finally:
+            leave_group(self._group)
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

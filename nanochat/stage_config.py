@@ -5,10 +5,11 @@ There is nothing to run here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanochat.common import check_at_least
+from nanochat.common import UserError, check_at_least
 
 
 @dataclass
@@ -75,6 +76,9 @@ class StageConfig:
     """Seed of the weights and of the order of the data."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):  # no checkpoint could hold it
+                raise UserError(f"--{name}={value} is impossible: it must be a finite number")
         rows = 1 if self.device_batch_size == "auto" else self.device_batch_size
         check_at_least(1, device_batch_size=rows, total_batch_size=self.total_batch_size)
         check_at_least(0, embedding_lr=self.embedding_lr, unembedding_lr=self.unembedding_lr, matrix_lr=self.matrix_lr,

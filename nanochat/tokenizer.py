@@ -212,16 +212,21 @@ class RustBPETokenizer:
             self._own_fingerprint = _fingerprint(self._ranks_text(), self.pattern, self._special)
         return self._own_fingerprint
 
-    def save(self, directory: str | Path) -> None:
-        """Write the two files of the format into `directory`; the config, written last, makes them valid."""
+    def files(self) -> dict[str, bytes]:
+        """The two files of the format; the config, which comes last, makes them valid."""
         config = {
             "pattern": self.pattern,
             "special_tokens": self._special,
             "trainer": self.trainer,
             "sha256": self.fingerprint(),
         }
-        atomic_write(Path(directory) / RANKS_FILE, self._ranks_text())
-        atomic_write(Path(directory) / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return {RANKS_FILE: self._ranks_text().encode("utf-8"), CONFIG_FILE: text.encode("utf-8")}
+
+    def save(self, directory: str | Path) -> None:
+        """Write them into `directory`."""
+        for name, content in self.files().items():
+            atomic_write(Path(directory) / name, content)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> RustBPETokenizer:

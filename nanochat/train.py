@@ -39,7 +39,7 @@ from nanochat.files import make_dirs
 from nanochat.gpt import GPT
 from nanochat.loss_eval import evaluate_bpb, first_rows
 from nanochat.optim import Optimizer
-from nanochat.ranks import all_or_none, gather, on_rank0, rank_and_world, wire_device
+from nanochat.ranks import OtherRankFailed, all_or_none, gather, on_rank0, rank_and_world, wire_device
 from nanochat.report import get_git_info
 from nanochat.resume import Identity, restore, resume_step
 from nanochat.rng import untouched
@@ -152,6 +152,7 @@ def train(
     loss *summed* over the batch's supervised tokens. `place` hears what is done next (the watchdog's).
     """
     world_size, skips = rank_and_world()[1], 0
+    look = should_stop if world_size == 1 else lambda: 0  # several agree within the step; one alone can look again
     while state.step < num_iterations:
         place(f"the loader, which is to give the batch of step {state.step}")
         started, before, batch = time.perf_counter(), state.loader, next(batches)
@@ -185,10 +186,11 @@ def train(
         state.loader = batch.state
         on_step(state, {"loss": gradient.loss, "norm": gradient.norm, "lr": multiplier, "tokens": tokens,
                         "seconds": seconds})
+        last = state.step == num_iterations
+        if reason := 0 if last else gradient.stop or look():  # a resume makes up for the hooks that are due
+            return reason
         call_due(hooks, state, num_iterations, *sizes, place=place)
-        # Several ranks agree within the step; one alone can look again, and need not wait for the next.
-        reason = gradient.stop or (should_stop() if world_size == 1 else 0)
-        if reason and state.step < num_iterations:
+        if reason := 0 if last else look():
             return reason
     return 0
 
@@ -233,7 +235,11 @@ def run_training(
     T = model.config.sequence_len
     sizes = rows, T, fewer_rows(rows, max(1, config.total_batch_size // (T * world_size)), config.deterministic)
     with ExitStack() as stack:
+        remedy = f"; the last checkpoint in {directory} is intact, --resume goes on from it"
+        watchdog = stack.enter_context(Watchdog(config.stall_seconds, remedy))
         state, mark = start_run(stack, directory, identity, config, model, optimizer)
+        if state.step > num_iterations:
+            raise UserError(f"{directory} is at step {state.step} already: {num_iterations} steps are fewer")
         if resumed := state.step > 0:
             print0(f"resuming {directory} at step {state.step} of {num_iterations}")
             # its last step is whole: a kill may have come between that commit and the removal of old steps
@@ -241,11 +247,8 @@ def run_training(
         check_room(directory, model.state_dict(), optimizer.state_dict())  # now, and not after the first hours
         step_log, problem = announce(model, config, num_iterations, directory, mark)
         compiled = model if problem else model.compile_for_training()
-        remedy = f"; the last checkpoint in {directory} is intact, --resume goes on from it"
-        watchdog = stack.enter_context(Watchdog(config.stall_seconds, remedy))
         stop = stack.enter_context(StopSignals(speaks=rank == 0))
         saver = stack.enter_context(Saver(directory, tokenizer, config.keep_last))
-        saver.step = state.step if resumed else -1
         git = get_git_info() if rank == 0 else None  # rank 0 writes it
 
         def save(state: TrainState) -> None:
@@ -265,6 +268,8 @@ def run_training(
         if reason not in (0, SAVE_FAILED):
             save(state)
         saver.finish()
+        if reason == SAVE_FAILED:
+            raise OtherRankFailed(f"the save of step {saver.step} failed on another rank")
         if reason:
             raise Stopped(reason, state.step)
     return {
@@ -288,15 +293,10 @@ def start_run(
     """
     rank, _ = rank_and_world()
 
-    def begin() -> tuple[int, dict[str, list[Any]]] | None:
-        stack.enter_context(RunLock(directory))
-        return resume_step(directory, identity, resume=config.resume, overwrite=config.overwrite,
-                           changed=config.changed)
-
-    start = on_rank0(begin)
-    with all_or_none("taking its lock"):
-        if rank > 0:
-            stack.enter_context(RunLock(directory, rank))
+    with all_or_none("taking its lock"):  # all of them, before anything is removed
+        stack.enter_context(RunLock(directory, rank))
+    start = on_rank0(lambda: resume_step(directory, identity, resume=config.resume, overwrite=config.overwrite,
+                                         changed=config.changed))
     state, mark = TrainState(), None
     if start is not None:
         step, changes = start
@@ -318,7 +318,8 @@ def announce(
     with all_or_none("opening the log"):
         if rank == 0:
             metrics = MetricsLog(make_dirs(directory) / LOG, mark)
-    measured, published = matmul_rates(device, model.compute_dtype)
+    with untouched():  # it multiplies random matrices, and `restore` has set the random state
+        measured, published = matmul_rates(device, model.compute_dtype)
     problem = compile_problem(device.type) if config.compile else "switched off"
     print0(f"{model.num_parameters():,} parameters, {num_iterations} steps, "
            + (f"{world_size} ranks, " if world_size > 1 else "")

@@ -9,11 +9,13 @@ A rank that hangs stops all: the others wait for it in an exchange, inside C++, 
 each rank has a thread that looks at the clock. Every second it leaves this rank's place (how many signs of life, and
 doing what) in the store of the process group; when a rank has been at one place for `seconds`, it reads the places of
 all, and those furthest behind are to blame. The end is hard (`os._exit`): a main thread that hangs cannot be asked to
-unwind. What was saved before is whole, as after a kill. There is nothing to run here.
+unwind. What was saved before is whole, as after a kill. (A main thread that hangs while it holds the interpreter's lock
+stops this thread too; then the other ranks' end the run, and their launcher this one.) There is nothing to run here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from nanochat.common import say
 from nanochat.ranks import rank_and_world
 
 STALLED = 124  # exit status, that of timeout(1)
@@ -69,15 +72,15 @@ class Watchdog:
             if self._store is not None and place != told:
                 told = place
                 self._say_place(place)
-            if time.monotonic() - self._moved > self.seconds:
-                time.sleep(min(2.0, self.seconds / 2))  # others stopped a little later: they too are to say where
-                if place == self._place:
-                    self._end(place)
+            stalled = time.monotonic() - self._moved > self.seconds
+            grace = min(2.0, self.seconds / 2)  # others stopped a little later: they too are to say where
+            if stalled and not self._ended.wait(grace) and place == self._place:
+                self._end(place)
 
     def _say_place(self, place: tuple[int, str]) -> None:
         try:
             self._store.set(f"nanochat/place/{self.rank}", json.dumps(place))
-        except (RuntimeError, dist.DistError):  # it went with the process that held it; the ranks will notice
+        except RuntimeError:  # it went with the process that held it; the ranks will notice
             self._store = None
 
     def _end(self, place: tuple[int, str]) -> None:
@@ -91,32 +94,32 @@ class Watchdog:
         self._leave(place, blame)
 
     def _leave(self, place: tuple[int, str], blame: str) -> None:
-        if blame:
-            print(f"error: no progress for {self.seconds:g} s: {blame}{self.remedy}", file=sys.stderr, flush=True)
-        if not place[1].startswith(WAITS):
-            print(f"rank {self.rank} was here:", file=sys.stderr, flush=True)
-            faulthandler.dump_traceback(all_threads=True)
-        if self._store is not None and self.rank == 0:
-            time.sleep(HOST_STAYS)  # the store may be in this process, and the others find out a little later
-        os._exit(STALLED)
+        try:
+            if blame:
+                say(f"error: no progress for {self.seconds:g} s: {blame}{self.remedy}", file=sys.stderr)
+            if not place[1].startswith(WAITS):
+                say(f"rank {self.rank} was here:", file=sys.stderr)
+                faulthandler.dump_traceback(all_threads=True)
+            if self._store is not None and self.rank == 0:
+                time.sleep(HOST_STAYS)  # the store may be in this process, and the others find out a little later
+        finally:  # whatever cannot be said any more
+            os._exit(STALLED)
 
     def _first(self) -> bool:
         """Whether no other rank speaks for all of them."""
         try:
             return self._store is None or self._store.add("nanochat/stalled", 1) == 1
-        except (RuntimeError, dist.DistError):
+        except RuntimeError:
             return True
 
     def _places(self, own: tuple[int, str]) -> dict[int, tuple[int, str] | None]:
-        """Where each rank is; None: it has never said."""
+        """Where each rank is; None: it has never said (all had long enough)."""
         places: dict[int, Any] = dict.fromkeys(range(self.world_size))
         for rank in places:
-            try:
-                if self._store is not None:
-                    self._store.wait([key := f"nanochat/place/{rank}"], _ANSWER)
+            key = f"nanochat/place/{rank}"
+            with contextlib.suppress(RuntimeError):
+                if self._store is not None and self._store.check([key]):
                     places[rank] = tuple(json.loads(self._store.get(key)))
-            except (RuntimeError, dist.DistError):
-                continue
         return places | {self.rank: own}
 
 

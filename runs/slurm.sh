@@ -10,6 +10,9 @@
 # The repository and NANOCHAT_BASE_DIR must lie where all machines see them: every rank writes its part of a checkpoint.
 # Two minutes before the time is up, or when the job is pre-empted, all ranks save and end, and the job queues again; it
 # goes on with --resume, also on another number of machines.
+#
+# Saving speaks over gloo, also where the ranks speak over NCCL: where a machine's own name leads to 127.0.1.1, set
+# GLOO_SOCKET_IFNAME to the network between the machines.
 
 #SBATCH --job-name=nanochat
 #SBATCH --nodes=2

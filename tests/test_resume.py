@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+import nanochat.resume
 import nanochat.train
-from nanochat.checkpoint_manager import find_last_step, load_checkpoint, load_meta, saved_steps
+from nanochat.checkpoint_manager import find_last_step, load_checkpoint, load_meta, render_meta, saved_steps
 from nanochat.common import UserError
-from nanochat.run import MetricsLog, RunLock, read_metrics
+from nanochat.rng import rng_state
+from nanochat.run import MetricsLog, RunLock, StepLog, Stopped, read_metrics
 from nanochat.train import Every, TrainState, document_loss
-from tests.helpers import small_tokenizer
+from nanochat.watchdog import STALLED
+from tests.helpers import small_model, small_tokenizer
 from tests.tiny_run import fit, interrupt
 
 
@@ -138,11 +145,137 @@ def test_another_tokenizer_or_model_is_no_continuation(tokenizer, tmp_path):  # 
     fit(tokenizer, tmp_path / "run", 1)
     texts = ["completely other words, which merge in other ways: zebra zebra xylophone quartz"] * 30
     other = type(tokenizer).train_from_iterator(texts * 4 + [chr(200 + i) * 50 for i in range(60)], 320)
-    if other.get_vocab_size() == tokenizer.get_vocab_size():
-        with pytest.raises(UserError, match=r"cannot resume .*tokenizer: '\w+' then, '\w+' now"):
-            fit(other, tmp_path / "run", 2, resume=True)
+    assert other.get_vocab_size() == tokenizer.get_vocab_size()
+    with pytest.raises(UserError, match=r"cannot resume .*tokenizer: '\w+' then, '\w+' now"):
+        fit(other, tmp_path / "run", 2, resume=True)
     with pytest.raises(UserError, match="model.n_head: 2 then, 4 now"):  # as many weights, of the same shapes
         fit(tokenizer, tmp_path / "run", 2, resume=True, model_sizes={"n_head": 4, "n_kv_head": 4})
+
+
+def test_fewer_steps_than_there_are_is_no_success(tokenizer, tmp_path):
+    fit(tokenizer, tmp_path / "run", 3)
+    with pytest.raises(UserError, match="at step 3 already: 2 steps are fewer"):
+        fit(tokenizer, tmp_path / "run", 2, resume=True)
+
+
+def test_a_setting_of_several_values_comes_back_from_json_as_the_same(tokenizer, tmp_path):
+    fit(tokenizer, tmp_path / "run", 1, mixture=("gsm8k", "arc_easy"))
+    with pytest.raises(UserError, match=r"mixture: \['gsm8k', 'arc_easy'\] then, \['gsm8k'\] now"):
+        fit(tokenizer, tmp_path / "run", 2, resume=True, mixture=("gsm8k",))
+    assert fit(tokenizer, tmp_path / "run", 2, resume=True, mixture=("gsm8k", "arc_easy"))["steps"] == 2
+
+
+def test_a_request_to_stop_does_not_wait_for_evaluations_and_none_is_lost(tokenizer, tmp_path):
+    """The signal comes while step 4 is trained: its evaluation is left to the resume."""
+    seen = []
+
+    def stop_in_step_4(state: TrainState, metrics: dict) -> None:
+        if state.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hooks = [Every(2, lambda state: seen.append(state.step))]
+    with pytest.raises(Stopped), mock.patch.object(StepLog, "__call__", lambda self, *a: stop_in_step_4(*a)):
+        fit(tokenizer, tmp_path / "run", 6, hooks=hooks)
+    assert seen == [2] and find_last_step(tmp_path / "run") == 4
+    fit(tokenizer, tmp_path / "run", 6, hooks=hooks, resume=True)
+    assert seen == [2, 4, 6]
+
+
+def test_a_save_that_fails_ends_the_run_within_two_steps(tokenizer, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device", "model_000005.safetensors")
+
+    monkeypatch.setattr("nanochat.saver.save_checkpoint", fail)
+    steps = []
+
+    def step(state: TrainState) -> None:
+        steps.append(state.step)
+        time.sleep(0.05)
+
+    with pytest.raises(OSError):
+        fit(tokenizer, tmp_path / "run", 100, save_every=5, hooks=[Every(1, step)])
+    assert steps[-1] <= 7
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(tokenizer, tmp_path, monkeypatch):
+    """Room for the model alone is not enough: it counts the optimizer too."""
+    model = small_model(tokenizer)
+    free = sum(p.nbytes for p in model.parameters()) + (1 << 20) + 1000
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Disk", (), {"free": free})())
+    with pytest.raises(UserError, match=r"a checkpoint in .* needs [\d,]+ bytes"):
+        fit(tokenizer, tmp_path / "run", 3, hooks=[Every(1, lambda state: pytest.fail("it trained"))])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Disk", (), {"free": 10 * free})())
+    assert fit(tokenizer, tmp_path / "run", 1)["steps"] == 1
+
+
+def test_nothing_is_removed_before_all_ranks_have_their_lock_or_when_a_start_is_refused(tokenizer, tmp_path):
+    fit(tokenizer, tmp_path / "run", 2)
+    (tmp_path / "run" / "model_000009.safetensors").write_bytes(b"its meta was moved aside by somebody")
+    before = sorted(p.name for p in (tmp_path / "run").iterdir())
+    with RunLock(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+        fit(tokenizer, tmp_path / "run", 2, overwrite=True)
+    for settings in ({}, {"resume": True, "matrix_lr": 0.5}):
+        with pytest.raises(UserError):
+            fit(tokenizer, tmp_path / "run", 3, **settings)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize(("rank", "which"), [(0, 0), (1, 1), (2, 0), (3, 1)])
+def test_each_rank_gets_its_random_state_and_a_new_one_that_of_another(tokenizer, tmp_path, monkeypatch, rank, which):
+    fit(tokenizer, tmp_path / "run", 1)
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(rng_state())
+    path = tmp_path / "run" / "meta_000001.json"
+    path.write_text(render_meta({**load_meta(tmp_path / "run", 1), "rng": states}), encoding="utf-8")
+    monkeypatch.setattr(nanochat.resume, "rank_and_world", lambda: (rank, 4))
+    model = small_model(tokenizer)
+    nanochat.resume.restore(tmp_path / "run", 1, model, model.setup_optimizers())
+    assert rng_state() == states[which]
+
+
+def test_a_state_of_another_version_is_refused_and_memory_that_runs_out_is_not_that(tokenizer, tmp_path, monkeypatch):
+    fit(tokenizer, tmp_path / "run", 1)
+    path, meta = tmp_path / "run" / "meta_000001.json", load_meta(tmp_path / "run", 1)
+    path.write_text(render_meta({**meta, "state": {**meta["state"], "ema": 0.5}}), encoding="utf-8")
+    with pytest.raises(UserError, match="was not saved by this version of nanochat .TypeError.*ema"):
+        fit(tokenizer, tmp_path / "run", 2, resume=True)
+    path.write_text(render_meta(meta), encoding="utf-8")
+    monkeypatch.setattr(nanochat.resume, "load_checkpoint", lambda *_, **__: torch.empty(1 << 50))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        fit(tokenizer, tmp_path / "run", 2, resume=True)
+
+
+def test_the_best_evaluation():
+    state = TrainState(evaluations=[{"step": 1, "bpb": 2.0}, {"step": 2, "bpb": None}, {"step": 3, "bpb": 1.0},
+                                    {"step": 4, "bpb": 1.5}])
+    assert state.best() == {"step": 3, "bpb": 1.0} and TrainState().best() is None
+
+
+STALLS = """
+import sys, time
+from pathlib import Path
+import tests.tiny_run as tiny
+from tests.helpers import small_tokenizer
+real = tiny.random_batches
+def stalls(*a, seed, **kw):
+    if seed == 3:
+        time.sleep(1000)
+    return real(*a, seed=seed, **kw)
+tiny.random_batches = stalls
+tiny.fit(small_tokenizer(), Path(sys.argv[1]), 9, save_every=2, stall_seconds=1)
+"""
+
+
+def test_a_loader_that_stalls_is_named_and_the_last_checkpoint_is_intact(tokenizer, tmp_path):
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STALLS, str(tmp_path / "run")], capture_output=True, encoding="utf-8",
+                          timeout=120, cwd=Path(__file__).parents[1])
+    assert done.returncode == STALLED and time.monotonic() - started < 60
+    assert "no progress for 1 s: it hangs in: the loader, which is to give the batch of step 3" in done.stderr
+    assert "--resume goes on from it" in done.stderr
+    assert fit(tokenizer, tmp_path / "run", 4, resume=True, save_every=2)["steps"] == 4
 
 
 def test_the_last_checkpoints_are_kept(tokenizer, tmp_path):

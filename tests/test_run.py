@@ -80,10 +80,92 @@ def test_the_second_signal_leaves_at_once_also_out_of_c(number, status):
     process.send_signal(number)  # a launcher that passes it on along two ways: the same request
     process.send_signal(signal.SIGHUP)  # the terminal closes as well
     time.sleep(StopSignals.AGAIN + 0.2)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=20) == status
     process.communicate()
+
+
+FORKS = """
+import os, signal, time
+from nanochat.run import StopSignals
+with StopSignals() as stop:
+    print("ready", flush=True)
+    for _ in range(2):  # children that some library forks, and ends
+        if (child := os.fork()) == 0:
+            time.sleep(60)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGTERM)
+        time.sleep(stop.AGAIN + 0.1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    print("asked", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+print("saved", flush=True)
+"""
+
+
+def test_signals_of_forked_children_are_not_ours():
+    process = start(FORKS)
+    assert process.stdout.readline() == "ready\n" and process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n" and process.wait(timeout=60) == 0
+    process.communicate()
+
+
+def test_a_reader_that_dies_costs_no_run(tmp_path):
+    """`... | tee log` and Ctrl-C: tee is gone, and every print would be an error."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from nanochat.common import print0
+from nanochat.run import StopSignals
+with StopSignals() as stop:
+    print0("ready")
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGINT)
+    for i in range(100):
+        print0("step", i)
+    assert stop.requested
+Path(sys.argv[1]).write_text("saved", encoding="utf-8")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file")], cwd=ROOT, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.stdin.write("go\n")
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0 and (tmp_path / "file").read_text(encoding="utf-8") == "saved"
+
+
+def test_what_was_ignored_stays_ignored_and_only_one_rank_speaks(capfd):
+    """nohup ignores SIGHUP: the terminal's end is then no reason to stop."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer)
+    try:
+        with StopSignals(speaks=False) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested == signal.SIGINT
+        assert signal.set_wakeup_fd(wakeup) == writer  # it was given back
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        os.close(reader)
+        os.close(writer)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_lock_whose_directory_is_gone_does_not_hide_the_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunLock(tmp_path / "run"):
+        (tmp_path / "run" / ".lock").unlink()
+        (tmp_path / "run").rmdir()
+        raise ZeroDivisionError
 
 
 def test_handlers_are_given_back():

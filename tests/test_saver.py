@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from nanochat import saver as module
-from nanochat.checkpoint_manager import load_checkpoint, saved_steps
+from nanochat.checkpoint_manager import load_checkpoint, load_meta, saved_steps
+from nanochat.ranks import OtherRankFailed
+from nanochat.rng import rng_state
 from nanochat.saver import Saver
 from tests.helpers import small_tokenizer
 
@@ -88,3 +90,26 @@ def test_leaving_by_an_error_waits_for_the_save_and_keeps_the_error(tmp_path, sl
             saver.save(1, *tensors(1), META)
             raise ZeroDivisionError
     assert "note: besides, the save of step 1 failed" in capsys.readouterr().out
+
+
+def test_a_failure_is_raised_once_and_goes_before_that_of_another_rank(tmp_path):
+    (tmp_path / "run").write_text("a file where the directory should be", encoding="utf-8")
+    saver = Saver(tmp_path / "run", small_tokenizer(), keep=2)
+    saver.save(1, *tensors(1), META)
+    with pytest.raises(OSError):
+        saver.finish()
+    saver.finish()
+    with pytest.raises(OSError), saver:  # the others have failed because of this one
+        saver.save(2, *tensors(2), META)
+        raise OtherRankFailed("rank 0 failed while saving")
+
+
+def test_random_numbers_are_those_of_the_step_not_of_the_time_of_writing(tmp_path, slow):
+    go, begun = slow
+    with Saver(tmp_path / "run", small_tokenizer(), keep=0) as saver:
+        before = rng_state()
+        saver.save(1, *tensors(1), META)
+        assert begun.wait(timeout=60)
+        torch.rand(3)
+        go.set()
+    assert load_meta(tmp_path / "run", 1)["rng"] == [before]

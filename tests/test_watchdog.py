@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -56,3 +57,32 @@ def test_what_moves_or_is_done_is_left_alone():
     with Watchdog(0) as watchdog:
         time.sleep(0.2)
     assert not watchdog._thread.is_alive()
+
+
+def test_an_end_or_a_step_within_the_grace_is_no_hang():
+    """The clock has run out, and then it moves, or all is done: nobody is killed (this process would be)."""
+    with Watchdog(0.8) as watchdog:
+        time.sleep(1.0)
+        watchdog("a step that took a little longer")
+        time.sleep(0.5)
+    with Watchdog(0.8) as watchdog:
+        time.sleep(1.0)
+    time.sleep(0.8)
+
+
+MUTE = """
+import os, time
+from nanochat.watchdog import Watchdog
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 2)
+os.dup2(writer, 1)
+with Watchdog(0.4):
+    time.sleep(600)
+"""
+
+
+def test_it_ends_the_process_also_when_nobody_can_be_told():
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", MUTE], timeout=120, env={**os.environ}).returncode == STALLED
+    assert time.monotonic() - started < 60

@@ -34,6 +34,7 @@ class Small(StageConfig):
     device_batch_size: int = 4
     compile: bool = False
     log_every: int = 1
+    mixture: tuple[str, ...] = ()
 
 
 def interrupt(state: TrainState) -> None:
@@ -56,7 +57,8 @@ def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, hooks: 
             os.kill(os.getpid(), signal.SIGTERM)
 
     model = small_model(tokenizer, **(model_sizes or {}))
-    with mock.patch.object(nanochat.train, "measure_matmul_flops", lambda device, dtype: 1e12):  # takes half a second
+    quick = lambda device, dtype: 1e12 + float(torch.rand(()))  # noqa: E731 (the real one takes half a second; it draws)
+    with mock.patch.object(nanochat.train, "measure_matmul_flops", quick):
         return run_training(model=model, tokenizer=tokenizer, optimizer=model.setup_optimizers(), make_batches=batches,
                             config=Small(**changes), num_iterations=until, rows=4, directory=directory,
                             hooks=hooks or [Every(1, hook)])
