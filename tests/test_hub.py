@@ -27,7 +27,7 @@ import pytest
 from filelock import FileLock
 
 from nanochat import common, hub
-from nanochat.common import UserError, download_file_with_lock
+from nanochat.common import UserError, download_file_with_lock, get_base_dir
 from nanochat.files import sha256_file
 from nanochat.hub_file import described
 from tests.download_faults import ForkServer, Watcher, run_schedules
@@ -331,6 +331,7 @@ def test_who_waited_for_a_file_finds_what_the_other_has_recorded(mirror, tmp_pat
 
 def test_what_has_been_checked_is_on_the_disk_before_it_has_its_name(mirror, source, tmp_path, monkeypatch):
     """Bytes, name, folder: in this order, or a machine that loses power keeps a name without its bytes."""
+    get_base_dir()  # which is a folder of its own, made durable too
     events, real = [], {name: getattr(os, name) for name in ("fsync", "replace")}
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), real["fsync"](fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(Path(b).name), real["replace"](a, b)))

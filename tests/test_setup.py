@@ -164,7 +164,8 @@ def test_training_stages_run_on_several_ranks_and_their_exit_status_counts(folde
     by_hand.touch()
     for flags in ("", " --resume"):  # a refusal is a refusal on two ranks as well: never --overwrite
         code, calls, out = run(folder, "--nproc=2")
-        assert code == 2 and calls[-2:] == [f"base_train{flags}"] * 2 and "was the first to end: exit status 2" in out
+        # the launcher may end the second rank before it has written its line
+        assert code == 2 and calls[-1] == f"base_train{flags}" and "was the first to end: exit status 2" in out
     by_hand.unlink()
     code, calls, out = run(folder, "--nproc=2")
     assert (code, calls) == (0, ["base_train --resume"] * 2 + ["chat_eval_mid --source=mid"]), out  # on one: chat_eval
