@@ -1,12 +1,13 @@
 """What a save costs the training that goes on beside it, and how fast saving and loading are.
 
-    python bench/checkpoint.py                               # some six minutes on two cores
+    python bench/checkpoint.py                               # some minutes on two cores
     python bench/checkpoint.py --rounds=1 --steps=2 --no-compile
 
 The pocket preset's model and batch (depth 4, width 256, 4 096 tokens a step) with its real optimizer, loop step and
-`Saver`. A block is `--steps` steps. Blocks without a save, with one beside the training and with one that is waited for
-alternate, so that each block with a save stands beside one without; the overhead is the median of the differences, as a
-share of a block: what a save every `--steps` steps costs. CPU seconds count all threads, the saver's too.
+`Saver`. A block is `--steps` steps, in which a save has ended long before the last. Blocks without a save, with one
+beside the training and with one that is waited for alternate, so that each block with a save stands beside one without;
+what a save costs is the median of the differences. The overhead is that as a share of `--every` steps: of a run that
+saves so often. CPU seconds count all threads, the saver's too.
 
 The last line printed is JSON; `overhead` is the one of saving beside the training.
 """
@@ -49,9 +50,11 @@ KINDS = ("no save", "beside", "waited for")
 class Config:
     """Measure what saving costs a run of the pocket preset's size."""
 
-    steps: int = 100
+    steps: int = 20
     """Steps of a block; one save in each block that has one."""
-    rounds: int = 5
+    every: int = 100
+    """Steps between two saves, for the overhead."""
+    rounds: int = 7
     """Blocks of each kind."""
     depth: int = 4
     """Depth of the model (width 64 × depth)."""
@@ -112,13 +115,14 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
                 saver.finish()
                 waits.append(time.perf_counter() - begin)
 
-        number = 0
+        number = late = 0
         for r in range(config.rounds):
             for kind in (*KINDS[r % 3 :], *KINDS[: r % 3]):  # none is always the first
                 number += 1
                 hook = {"no save": lambda: None, "beside": lambda n=number: save(n, wait=False),
                         "waited for": lambda n=number: save(n, wait=True)}[kind]
                 seconds[kind].append(training.block(config.steps, hook))
+                late += saver.busy
                 saver.finish()
                 print0(f"round {r + 1} of {config.rounds}, {kind}: {seconds[kind][-1][0]:.2f} s")
     begin = time.perf_counter()
@@ -127,13 +131,13 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     for name in meta["files"]:
         sha256_file(folder / name)
-    return summary(seconds, config.steps) | {
-        "bytes": tensor_bytes(model_data) + tensor_bytes(optimizer_data or {}),
+    return summary(seconds, config.steps, config.every) | {
+        "ended_after_their_block": late, "bytes": tensor_bytes(model_data) + tensor_bytes(optimizer_data or {}),
         "stall_ms": statistics.median(stalls) * 1e3, "save_ms": statistics.median(waits) * 1e3,
         "load_ms": load * 1e3, "hash_ms": (time.perf_counter() - begin) * 1e3}
 
 
-def summary(seconds: dict[str, list[tuple[float, float]]], steps: int) -> dict[str, Any]:
+def summary(seconds: dict[str, list[tuple[float, float]]], steps: int, every: int) -> dict[str, Any]:
     """Medians, and the overheads from the differences within rounds."""
     def median(kind: str, i: int) -> float:
         return statistics.median(pair[i] for pair in seconds[kind])
@@ -141,17 +145,18 @@ def summary(seconds: dict[str, list[tuple[float, float]]], steps: int) -> dict[s
     def overhead(kind: str, i: int) -> float:
         rounds = zip(seconds[kind], seconds["no save"], strict=True)
         extra = [with_save[i] - without[i] for with_save, without in rounds]
-        return statistics.median(extra) / median("no save", i)
+        return statistics.median(extra) / (median("no save", i) / steps * every)
 
     return {
         "step_ms": median("no save", 0) / steps * 1e3,
         "overhead": overhead("beside", 0), "overhead_cpu": overhead("beside", 1),
         "overhead_waited": overhead("waited for", 0), "overhead_waited_cpu": overhead("waited for", 1),
-        "block_seconds": {kind: median(kind, 0) for kind in KINDS}, "steps": steps, "rounds": len(seconds["no save"])}
+        "block_seconds": {kind: median(kind, 0) for kind in KINDS}, "steps": steps,
+        "every": every, "rounds": len(seconds["no save"])}
 
 
 def table(figures: dict[str, Any]) -> Table:
-    view = Table(title=f"A save every {figures['steps']} steps of {figures['step_ms']:.0f} ms, "
+    view = Table(title=f"A save every {figures['every']} steps of {figures['step_ms']:.0f} ms, "
                        f"{figures['bytes'] / 1e6:.1f} MB")
     for heading in ("save", "block, s", "overhead", "overhead, CPU s"):
         view.add_column(heading, justify="right")
@@ -164,7 +169,7 @@ def table(figures: dict[str, Any]) -> Table:
 
 
 def main(config: Config) -> None:
-    check_at_least(1, rounds=config.rounds, steps=config.steps, depth=config.depth)
+    check_at_least(1, rounds=config.rounds, steps=config.steps, every=config.every, depth=config.depth)
     with tempfile.TemporaryDirectory(prefix="checkpoint-bench") as folder:
         figures = measure(config, Path(folder))
     Console(width=100).print(table(figures))

@@ -40,6 +40,11 @@ class Saver:
         self._error: BaseException | None = None
 
     @property
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def failed(self) -> bool:
         return self._error is not None
 

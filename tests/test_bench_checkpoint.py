@@ -30,6 +30,6 @@ def test_an_overhead_is_the_median_of_differences_within_rounds(bench):
     seconds = {"no save": [(10.0, 20.0), (20.0, 40.0), (30.0, 60.0)],
                "beside": [(10.5, 21.0), (20.2, 40.4), (36.0, 60.1)],
                "waited for": [(11.0, 21.0), (21.0, 41.0), (31.0, 61.0)]}
-    figures = bench.summary(seconds, steps=100)
-    assert figures["step_ms"] == 200 and figures["overhead"] == pytest.approx(0.5 / 20)
-    assert figures["overhead_cpu"] == pytest.approx(0.4 / 40) and figures["overhead_waited"] == pytest.approx(1 / 20)
+    figures = bench.summary(seconds, steps=100, every=200)
+    assert figures["step_ms"] == 200 and figures["overhead"] == pytest.approx(0.5 / 40)
+    assert figures["overhead_cpu"] == pytest.approx(0.4 / 80) and figures["overhead_waited"] == pytest.approx(1 / 40)
