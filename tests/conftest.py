@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 import signal
 
-# A background job inherits an ignored SIGINT, and so would every process that a test starts and interrupts.
+# A background job inherits an ignored SIGINT, what nohup starts an ignored SIGHUP, and so would every process that a test
+# starts and sends one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before torch is imported, and inherited by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
