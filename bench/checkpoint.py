@@ -50,7 +50,7 @@ KINDS = ("no save", "beside", "waited for")
 class Config:
     """Measure what saving costs a run of the pocket preset's size."""
 
-    steps: int = 20
+    steps: int = 4
     """Steps of a block; one save in each block that has one."""
     every: int = 100
     """Steps between two saves, for the overhead."""

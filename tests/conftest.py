@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import signal
 
-# A background job inherits an ignored SIGINT, what nohup starts an ignored SIGHUP, and so would every process that a test
-# starts and sends one.
+# A background job inherits an ignored SIGINT, what nohup starts an ignored SIGHUP, and so would every process that a
+# test starts and sends one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
