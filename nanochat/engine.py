@@ -1,78 +1,42 @@
-"""Inference: a KV cache, sampling, the calculator tool, many rows decoded together, text streamed by whole characters.
+"""Inference: many rows decoded together, each with its own settings; the calculator tool; text streamed by characters.
 
     engine = Engine(model, tokenizer)
     for tokens, mask in engine.generate(ids, num_samples=2, max_tokens=64):   # one column a step, one token a row
         ...
     completions, masks = engine.generate_batch(list_of_ids, max_tokens=64, temperature=0.0)
 
-A request's life: `start` makes a `RowState` of it, which waits; `Generation.step` admits waiting rows (one right-padded
-prefill for several prompts), samples one token for every active row, lets each row's tool overrule it, and drops the
-rows that are finished, whose places the next ones take. A row's tokens depend on its prompt, its seed and the model
-only, never on its neighbours (up to the rounding of matrix products of another shape).
+A request's life: `start` makes a `RowState` of it, which waits; `Generation.step` drops the rows that are finished,
+admits waiting rows into their places, runs the model, samples one token for every active row and lets each row's tool
+overrule it. More requests may join at any time (`add`), and leave (`cancel`). What runs the model is `CpuForward` on a
+CPU, `TorchForward` elsewhere. A row's tokens depend on its prompt, its settings, its seed and the model, never on its
+neighbours: to the bit on a CPU, elsewhere up to the rounding of matrix products of another shape.
 """
 
 from __future__ import annotations
 
 import codecs
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanochat.calculator import use_calculator
-from nanochat.common import UserError
+from nanochat.common import UserError, say
+from nanochat.cpu_forward import CpuForward, Weights
+from nanochat.gpt import GPT
 from nanochat.kv_cache import GROWTH, KVCache
+from nanochat.prefix_cache import PrefixCache
+from nanochat.sampling import Sampling, sample_next_token, sample_rows, uniform
+from nanochat.torch_forward import TorchForward
 
-if TYPE_CHECKING:
-    from nanochat.gpt import GPT
+__all__ = ["Engine", "Generation", "KVCache", "RowState", "Sampling", "Specials", "TextStream", "fit_conversation",
+           "sample_next_token", "uniform", "use_calculator"]
 
 MAX_ROWS = 64  # rows decoded together by default
-PREFILL_TOKENS = 4096  # at most so many positions in one prefill: its logits are (positions, vocabulary) in float32
-
-
-# --------------------------------------------------------------------------- sampling
-
-
-def mix64(x: int) -> int:
-    """SplitMix64's scrambler (Steele et al. 2014): a bijection on 64 bits, near inputs look unrelated."""
-    x = (x + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return x ^ (x >> 31)
-
-
-def uniform(seed: int, row: int, step: int) -> float:
-    """The random number in [0, 1) of one step of one row: a function of the three, so that no neighbour, no batch size
-    and no order of work can change it. 52 bits."""
-    return (mix64(mix64(mix64(seed & 0xFFFFFFFFFFFFFFFF) ^ row) ^ step) >> 12) * 2.0**-52
-
-
-def sample_next_token(logits: Tensor, uniforms: Sequence[float] | None = None, temperature: float = 1.0,
-                      top_k: int | None = None) -> Tensor:
-    """One token a row: logits (B, V), a number in [0, 1) for each row -> (B,) ids.
-
-    Temperature 0 takes the most likely token and needs no numbers. `top_k` of None, 0 or at least V means all tokens.
-    Sampling inverts the distribution function: the first token at which the cumulative probability exceeds the number.
-    `logits=[[0, log 3]], uniforms=[0.2] -> [0]` (P = 1/4, 3/4), `uniforms=[0.3] -> [1]`
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    if uniforms is None:
-        raise ValueError("sampling at a temperature above 0 needs one random number a row")
-    ids = None
-    if top_k and top_k < logits.size(-1):
-        logits, ids = logits.topk(top_k, dim=-1)  # (B, top_k)
-    # float64: a cumulative sum over 65 536 small float32 numbers would be wrong by more than the rarest tokens' share
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # largest first to 0: no temperature overflows
-    cumulative = logits.exp().cumsum(dim=-1)  # (B, V), not normalised: the number is scaled instead
-    target = torch.tensor(uniforms, dtype=logits.dtype, device=logits.device)[:, None] * cumulative[:, -1:]
-    choice = torch.searchsorted(cumulative, target, right=True).clamp_(max=cumulative.size(-1) - 1)  # (B, 1)
-    return (choice if ids is None else ids.gather(-1, choice))[:, 0]
+PREFILL_TOKENS = 4096  # at most so many tokens of prompts in one step: the other rows wait for them
 
 
 # --------------------------------------------------------------------------- rows
@@ -105,13 +69,15 @@ class RowState:
     """
 
     prompt: list[int]
+    sampling: Sampling
     seed: int  # `uniform(seed, index, step)` is this row's stream
     index: int
     limit: int  # completion tokens at most
     limit_reason: str  # "length" (max_tokens) or "context", whichever binds
     ids: list[int] = field(default_factory=list)  # the completion, its stop token included
     mask: list[int] = field(default_factory=list)  # 1 = sampled by the model, 0 = forced by the tool
-    finish: str | None = None  # None = going on; "stop" (<|assistant_end|>), "bos" (sampled), "length", "context"
+    finish: str | None = None  # None = going on; "stop" (<|assistant_end|>), "bos" (sampled), "length", "context",
+    #                            "cancelled"
     forced: deque[int] = field(default_factory=deque)  # tokens still to be forced
     expression: list[int] | None = None  # ids since <|python_start|>; None = not in a tool call
 
@@ -154,118 +120,136 @@ class Event(NamedTuple):
 
 
 class Generation:
-    """Rows being decoded together. `rows` holds all of them in the order of the request; call `step` until it is []."""
+    """Rows being decoded together; call `step` until it is []. `rows` holds those of the first request, in order."""
 
-    def __init__(self, engine: Engine, rows: list[RowState], max_rows: int, temperature: float, top_k: int | None):
-        self.engine, self.rows = engine, rows
-        self.temperature, self.top_k = temperature, top_k
+    def __init__(self, engine: Engine, rows: list[RowState], max_rows: int = MAX_ROWS):
+        self.engine, self.rows, self.max_rows = engine, rows, max_rows
+        self.waiting: deque[RowState] = deque()
+        self.active: list[RowState] = []
+        self.cache: KVCache | None = None
+        self.add(rows)
+
+    def add(self, rows: Sequence[RowState]) -> None:
+        """Let rows wait for a place. Of rows that come together the longest goes first: what needs most memory fails at
+        once or not at all."""
         for row in rows:
             if row.limit == 0:
                 row.finish = row.limit_reason
-        # longest first: neighbours of like length waste little padding, and memory runs out at once or not at all
-        self.waiting = deque(sorted((r for r in rows if r.finish is None), key=lambda r: -len(r.prompt)))
-        self.max_rows = min(max_rows, len(self.waiting))
-        self.active: list[RowState] = []
-        ends = [len(r.prompt) + min(r.limit, GROWTH) for r in self.waiting]  # short completions never make it grow
-        self.cache = engine.new_cache(self.max_rows, max(ends, default=1))
-        self.cache.keep([])  # the rows are allocated, none is in use
+        self.waiting.extend(sorted((r for r in rows if r.finish is None), key=lambda r: -len(r.prompt)))
+
+    def cancel(self, row: RowState) -> None:
+        """Nobody wants this row any more: its place is free at the next step."""
+        row.finish = row.finish or "cancelled"
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """One token for every active row; [] when all are finished."""
         self._drop_finished()
-        parts = []  # logits (rows, V) in the order of self.active
+        logits = []  # (rows, V) each, together in the order of self.active
         if self.active:
-            last = torch.tensor([[row.ids[-1]] for row in self.active], device=self.cache.lengths.device)
-            parts.append(self.engine.model(last, kv_cache=self.cache)[:, -1])
-        parts += self._admit()
+            logits.append(self.engine.forward([row.ids[-1:] for row in self.active], self.cache))
+        logits += self._admit()
         if not self.active:
             return []
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        uniforms = None
-        if self.temperature:
-            uniforms = [uniform(row.seed, row.index, len(row.ids)) for row in self.active]
-        tokens = sample_next_token(logits, uniforms, self.temperature, self.top_k).tolist()
+        uniforms = [uniform(row.seed, row.index, len(row.ids)) for row in self.active]
+        tokens = sample_rows(torch.cat(logits), [row.sampling for row in self.active], uniforms).tolist()
         tokenizer, specials = self.engine.tokenizer, self.engine.specials
         return [Event(row, *row.push(token, tokenizer, specials)) for row, token in zip(self.active, tokens)]
 
     def _drop_finished(self) -> None:
         """Finished rows leave; rows from the end move into their places, so that few are copied."""
         going = [i for i, row in enumerate(self.active) if row.finish is None]
-        if len(going) == len(self.active):
-            return
         n = len(going)
+        if n == len(self.active):
+            return
+        for i, row in enumerate(self.active):
+            if row.finish is not None:
+                self.engine.remember(row, self.cache, i)
         from_end = iter([i for i in going if i >= n][::-1])
         order = [i if self.active[i].finish is None else next(from_end) for i in range(n)]
         self.active = [self.active[i] for i in order]
         self.cache.keep(order)
 
     def _admit(self) -> list[Tensor]:
-        """Prefill waiting rows into free places; returns the logits at the last token of each prompt, (rows, V).
+        """Take waiting rows in and compute their prompts; returns the logits at the end of each, (rows, V).
 
-        A prefill for a single free place costs nearly as much as one for several, so places are gathered first.
+        Samples of one prompt share its list, and its computation. What another prompt began with is not computed again.
         """
-        parts = []
-        enough = min(max(1, self.max_rows // 4), len(self.waiting))
-        if self.max_rows - len(self.active) < enough and self.active:
-            return parts
-        while self.waiting and len(self.active) < self.max_rows:
-            group, prompts = self._next_group()
-            cache, logits = self._prefill(prompts)
-            which = {id(p): i for i, p in enumerate(prompts)}
-            rows = [which[id(row.prompt)] for row in group]
-            self.cache.append(cache, rows)
-            self.active += group
-            parts.append(logits[rows])
-        return parts
-
-    def _next_group(self) -> tuple[list[RowState], list[list[int]]]:
-        """The waiting rows to prefill together, and their distinct prompts (samples of one prompt share its list)."""
-        group: list[RowState] = []
-        prompts: list[list[int]] = []
-        while self.waiting and len(self.active) + len(group) < self.max_rows:
-            prompt = self.waiting[0].prompt
-            if not prompts or prompt is not prompts[-1]:
-                if prompts and (len(prompts) + 1) * len(prompts[0]) > PREFILL_TOKENS:  # the first is the longest
+        distinct, siblings, tokens = [], [], 0
+        free = self.max_rows - len(self.active)
+        while self.waiting and len(distinct) + len(siblings) < free:
+            row = self.waiting[0]
+            if row.finish is None:  # not cancelled while it waited
+                if distinct and row.prompt is distinct[-1].prompt:
+                    siblings.append((row, len(distinct) - 1))
+                elif distinct and tokens + len(row.prompt) > PREFILL_TOKENS:
                     break
-                prompts.append(prompt)
-            group.append(self.waiting.popleft())
-        return group, prompts
-
-    def _prefill(self, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
-        """Prompts of any lengths, padded on the right, in one pass. Causal masking keeps the padding unseen."""
-        lengths = [len(p) for p in prompts]
-        longest = max(lengths)
-        cache = self.engine.new_cache(len(prompts), longest)
-        ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=cache.lengths.device)
-        logits = self.engine.model(ids, kv_cache=cache)  # (n, longest, V)
-        cache.truncate(lengths)
-        return cache, logits[torch.arange(len(prompts), device=ids.device), cache.lengths - 1]
+                else:
+                    distinct.append(row)
+                    tokens += len(row.prompt)
+            self.waiting.popleft()
+        if not distinct:
+            return []
+        first = len(self.active)
+        group = distinct + [row for row, _ in siblings]
+        if self.cache is None:  # short completions never make it grow
+            positions = max(len(r.prompt) + min(r.limit, GROWTH) for r in (*group, *self.waiting))
+            self.cache = self.engine.new_cache(min(self.max_rows, len(group) + len(self.waiting)), positions)
+            self.cache.keep([])  # the rows are allocated, none is in use
+        self.cache.add_rows(len(group))
+        rest = []
+        for i, row in enumerate(distinct, start=first):
+            known = self.engine.prefixes.longest(row.prompt)
+            if known is not None:
+                self.cache.write_row(i, known)
+            rest.append(row.prompt[self.cache.host_lengths[i] :])
+        logits = self.engine.forward(rest, self.cache, first)
+        for i, (_, source) in enumerate(siblings, start=first + len(distinct)):
+            self.cache.write_row(i, self.cache.read_row(first + source))
+        self.active += group
+        return [logits, logits[[source for _, source in siblings]]] if siblings else [logits]
 
 
 class Engine:
-    """A model and its tokenizer, ready to complete prompts. Holds no state between calls."""
+    """A model and its tokenizer, ready to complete prompts.
 
-    def __init__(self, model: GPT, tokenizer: Any):
-        # a compiled model would be compiled anew for every length
-        self.model: GPT = getattr(model, "_orig_mod", model)
+    `weights`: on a CPU, how the weights are kept for reading ("float32", "bfloat16", "int8"; "auto": as the model
+    computes). `prefix_positions`: keep the keys and values of finished rows, so many positions in all, for prompts that
+    begin alike; 0 keeps none.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Any, weights: Weights | Literal["auto"] = "auto",
+                 prefix_positions: int = 0):
+        self.model: GPT = getattr(model, "_orig_mod", model)  # the compiled model is compiled for one shape
         self.tokenizer = tokenizer
         self.specials = Specials.of(tokenizer)
+        self.prefixes = PrefixCache(prefix_positions)
+        self.forward = make_forward(self.model, weights)
 
     def new_cache(self, batch_size: int, seq_len: int) -> KVCache:
-        c = self.model.config
-        return KVCache(batch_size, c.n_kv_head, seq_len, c.n_embd // c.n_head, c.n_layer,
-                       dtype=self.model.compute_dtype, device=self.model.get_device())
+        return self.forward.new_cache(batch_size, seq_len)
+
+    def remember(self, row: RowState, cache: KVCache, i: int) -> None:
+        """Keep what row i of the cache holds for a later prompt that begins with it."""
+        if self.prefixes.capacity:
+            self.prefixes.put((row.prompt + row.ids)[: cache.host_lengths[i]], cache.read_row(i))
 
     def start(self, prompts: Sequence[list[int]], num_samples: int = 1, max_tokens: int | None = None,
-              temperature: float = 1.0, top_k: int | None = None, seed: int = 42, max_rows: int = MAX_ROWS,
-              ) -> Generation:
+              temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 42,
+              max_rows: int = MAX_ROWS) -> Generation:
         """Check the request and lay out its rows: `num_samples` for the first prompt, then for the second, ..."""
+        rows = self.make_rows(prompts, num_samples, max_tokens, Sampling(temperature, top_k, top_p), seed)
+        if max_rows < 1:
+            raise UserError(f"max_rows={max_rows} is impossible: it must be at least 1")
+        if self.forward.refresh():  # trained on since the last request
+            self.prefixes.clear()
+        return Generation(self, rows, max_rows)
+
+    def make_rows(self, prompts: Sequence[list[int]], num_samples: int, max_tokens: int | None, sampling: Sampling,
+                  seed: int) -> list[RowState]:
+        """The rows of a request, for `Generation.add`. UserError if it cannot be met."""
         context = self.model.config.sequence_len
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise UserError(f"temperature={temperature} is impossible: choose 0 (greedy) or a positive number")
-        for name, value, least in (("num_samples", num_samples, 1), ("max_tokens", max_tokens, 0),
-                                   ("top_k", top_k, 0), ("max_rows", max_rows, 1)):
+        for name, value, least in (("num_samples", num_samples, 1), ("max_tokens", max_tokens, 0)):
             if value is not None and value < least:
                 raise UserError(f"{name}={value} is impossible: it must be at least {least}")
         rows = []
@@ -276,17 +260,17 @@ class Engine:
             if room < 0:
                 raise UserError(f"the prompt has {len(prompt)} tokens, the model's context holds {context}: shorten it")
             limit, reason = (room, "context") if max_tokens is None or room < max_tokens else (max_tokens, "length")
-            prompt = list(prompt)  # one list for all samples: they are prefilled once
-            rows += [RowState(prompt, seed, i * num_samples + j, limit, reason) for j in range(num_samples)]
-        return Generation(self, rows, max_rows, temperature, top_k)
+            prompt = list(prompt)  # one list for all samples: they are computed once
+            rows += [RowState(prompt, sampling, seed, i * num_samples + j, limit, reason) for j in range(num_samples)]
+        return rows
 
     def generate(self, tokens: list[int], num_samples: int = 1, max_tokens: int | None = None, temperature: float = 1.0,
-                 top_k: int | None = None, seed: int = 42) -> Iterator[tuple[list[int], list[int]]]:
+                 top_k: int | None = None, top_p: float = 1.0, seed: int = 42) -> Iterator[tuple[list[int], list[int]]]:
         """Stream `num_samples` completions of one prompt: each step yields (token of each row, mask of each row).
 
         Mask 1 = sampled, 0 = not: forced by the tool, or the row was already finished (then <|assistant_end|>).
         """
-        generation = self.start([tokens], num_samples, max_tokens, temperature, top_k, seed, max_rows=num_samples)
+        generation = self.start([tokens], num_samples, max_tokens, temperature, top_k, top_p, seed, num_samples)
 
         def columns() -> Iterator[tuple[list[int], list[int]]]:
             while events := generation.step():
@@ -298,17 +282,34 @@ class Engine:
         return columns()  # so that a bad request is refused at the call, not at the first step
 
     def generate_batch(self, prompts: list[int] | list[list[int]], num_samples: int = 1, max_tokens: int | None = None,
-                       temperature: float = 1.0, top_k: int | None = None, seed: int = 42, max_rows: int = MAX_ROWS,
-                       ) -> tuple[list[list[int]], list[list[int]]]:
+                       temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 42,
+                       max_rows: int = MAX_ROWS) -> tuple[list[list[int]], list[list[int]]]:
         """Complete one prompt or many of any lengths: (completions, masks), `num_samples` a prompt, in order.
 
         A completion ends with the token that ended it (<|assistant_end|> or <|bos|>), if one did.
         """
         many = [prompts] if prompts and isinstance(prompts[0], int) else prompts
-        generation = self.start(many, num_samples, max_tokens, temperature, top_k, seed, max_rows)
+        generation = self.start(many, num_samples, max_tokens, temperature, top_k, top_p, seed, max_rows)
         while generation.step():
             pass
         return [row.ids for row in generation.rows], [row.mask for row in generation.rows]
+
+
+def make_forward(model: GPT, weights: Weights | Literal["auto"]) -> CpuForward | TorchForward:
+    """What runs the model here: the kernel for CPUs where it can be compiled, else PyTorch, and one line says so."""
+    if weights not in ("auto", "float32", "bfloat16", "int8"):
+        raise UserError(f"weights={weights} is unknown: choose auto, float32, bfloat16 or int8")
+    if isinstance(model, GPT) and model.get_device().type == "cpu":
+        own = "bfloat16" if model.compute_dtype == torch.bfloat16 else "float32"
+        try:
+            return CpuForward(model, own if weights == "auto" else weights)
+        except UserError as e:
+            if weights not in ("auto", own):
+                raise
+            say(f"decoding goes through PyTorch, several times slower: {e}")
+    elif weights != "auto":
+        raise UserError(f"weights={weights} is for CPUs; on {model.get_device().type} --dtype decides")
+    return TorchForward(model)
 
 
 # --------------------------------------------------------------------------- chat

@@ -243,12 +243,14 @@ class GPT(nn.Module):
         kv_cache: Cache | None = None,
         loss_reduction: Literal["mean", "sum", "none"] = "mean",
         doc: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, vocab_size) float32; or, with `targets` (B, T; -1 = not supervised), the loss.
 
         `doc`: the documents of packed rows, by number (B, T) or as `attention.packed_documents` gives them for this
         device; without it a row is one document. With `kv_cache`, row b's tokens stand at positions `lengths[b] +
-        0..T-1`, and the cache is advanced by T. A batch without any supervised target has loss 0 (not NaN).
+        0..T-1`, and the cache is advanced by T. `at` (B,) asks for the logits at one of the T only: (B, 1, vocab_size).
+        A batch without any supervised target has loss 0 (not NaN).
         """
         B, T = idx.shape
         positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
@@ -268,6 +270,8 @@ class GPT(nn.Module):
             x = block(x, cos_sin, mask, kv_cache)
         if kv_cache is not None:
             kv_cache.advance(T)
+        if at is not None:
+            x = x[torch.arange(B, device=x.device), at][:, None]  # (B, 1, C)
         x = norm(x)
         if targets is None:
             return soft_cap(self.lm_head(x)[..., : self.config.vocab_size], LOGIT_CAP)

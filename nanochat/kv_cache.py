@@ -22,9 +22,11 @@ class KVCache:
 
         cache = KVCache(batch_size=2, num_heads=4, seq_len=256, head_dim=64, num_layers=4, dtype=..., device=...)
         model(padded_prompts, kv_cache=cache)     # lengths [7, 7]
-        cache.truncate([7, 5])                    # the second prompt was two tokens shorter
+        cache.set_lengths([7, 5])                 # the second prompt was two tokens shorter
         model(next_tokens, kv_cache=cache)        # (2, 1) at positions 7 and 5; lengths [8, 6]
         cache.keep([1])                           # row 0 is done; lengths [6]
+        cache.add_rows(2)                         # lengths [6, 0, 0]
+        model(prompt, kv_cache=cache.part(1, 2))  # only row 1
     """
 
     def __init__(self, batch_size: int, num_heads: int, seq_len: int, head_dim: int, num_layers: int,
@@ -34,18 +36,18 @@ class KVCache:
         self._set_lengths([0] * batch_size)
 
     def _set_lengths(self, lengths: list[int]) -> None:
-        self._host = lengths  # the same numbers on the host: asking the device each step would wait for it
+        self.host_lengths = lengths  # the same numbers on the host: asking the device each step would wait for it
         self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.store.device)
 
     @property
     def batch_size(self) -> int:
         """Rows in use."""
-        return len(self._host)
+        return len(self.host_lengths)
 
     @property
     def used(self) -> int:
         """The longest row."""
-        return max(self._host, default=0)
+        return max(self.host_lengths, default=0)
 
     def positions(self, T: int) -> Tensor:
         """Where the next T tokens of each row will stand: (B, T). `lengths=[7, 5], T=2 -> [[7, 8], [5, 6]]`"""
@@ -57,9 +59,9 @@ class KVCache:
         The lengths move only with `advance`, after the last layer.
         """
         B, T, end = k.size(0), k.size(2), self.used + k.size(2)
-        self._reserve(B, end)
+        self.reserve(B, end)
         keys, values = self.store[0, layer_idx, :B], self.store[1, layer_idx, :B]  # (B, H_kv, seq_len, D)
-        if min(self._host) == self.used:  # all rows equally long: a plain slice, several times faster
+        if min(self.host_lengths) == self.used:  # all rows equally long: a plain slice, several times faster
             keys[:, :, end - T : end] = k
             values[:, :, end - T : end] = v
         else:
@@ -70,13 +72,14 @@ class KVCache:
 
     def advance(self, T: int) -> None:
         """All rows became T longer."""
-        self._host = [n + T for n in self._host]
+        self.host_lengths = [n + T for n in self.host_lengths]
         self.lengths = self.lengths + T
 
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget everything behind these lengths, for instance the padding of a ragged prefill."""
-        if len(lengths) != self.batch_size or any(not 0 <= new <= old for new, old in zip(lengths, self._host)):
-            raise ValueError(f"cannot truncate rows of {self._host} to {list(lengths)}")
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Row i is `lengths[i]` long now: what was written behind it counts, or what is behind is forgotten, such as
+        the padding of a ragged prefill."""
+        if len(lengths) > self.store.size(2) or any(not 0 <= n <= self.store.size(4) for n in lengths):
+            raise ValueError(f"a cache of {self.store.size(2)} rows, {self.store.size(4)} positions has no {lengths}")
         self._set_lengths(list(lengths))
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -85,16 +88,33 @@ class KVCache:
         if moved:
             new, old = (list(x) for x in zip(*moved))
             self.store[:, :, new, :, : self.used] = self.store[:, :, old, :, : self.used]  # the right side is a copy
-        self._set_lengths([self._host[row] for row in rows])
+        self._set_lengths([self.host_lengths[row] for row in rows])
 
-    def append(self, other: KVCache, rows: Sequence[int]) -> None:
-        """Add rows of another cache behind ours (the same row may be added several times)."""
-        B, n = self.batch_size, other.used
-        self._reserve(B + len(rows), n)
-        self.store[:, :, B : B + len(rows), :, :n] = other.store[:, :, list(rows), :, :n]
-        self._set_lengths(self._host + [other._host[row] for row in rows])
+    def add_rows(self, n: int) -> None:
+        """n empty rows more."""
+        self.reserve(self.batch_size + n, self.used)
+        self._set_lengths(self.host_lengths + [0] * n)
 
-    def _reserve(self, rows: int, positions: int) -> None:
+    def part(self, start: int, stop: int) -> KVCache:
+        """Rows start..stop as a cache of their own in the same memory. Its lengths are its own, and it must not grow:
+        reserve first, `set_lengths` afterwards."""
+        cache = KVCache.__new__(KVCache)
+        cache.store = self.store[:, :, start:stop]
+        cache._set_lengths(self.host_lengths[start:stop])
+        return cache
+
+    def read_row(self, row: int) -> Tensor:
+        """A copy of a row's keys and values: (2, layers, H_kv, length, D)."""
+        return self.store[:, :, row, :, : self.host_lengths[row]].clone()
+
+    def write_row(self, row: int, kv: Tensor) -> None:
+        """Make these the row's keys and values: (2, layers, H_kv, length, D)."""
+        n = kv.size(3)
+        self.reserve(self.batch_size, n)
+        self.store[:, :, row, :, :n] = kv
+        self._set_lengths([*self.host_lengths[:row], n, *self.host_lengths[row + 1 :]])
+
+    def reserve(self, rows: int, positions: int) -> None:
         """Grow by allocating and copying: growing in place would put every row at a wrong offset."""
         _, _, B, _, T, _ = old_shape = self.store.shape
         if rows <= B and positions <= T:

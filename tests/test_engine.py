@@ -15,6 +15,7 @@ from nanochat.engine import (
     Engine,
     KVCache,
     RowState,
+    Sampling,
     Specials,
     TextStream,
     fit_conversation,
@@ -25,6 +26,7 @@ from nanochat.engine import (
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kv_cache import GROWTH
 from nanochat.tokenizer import HuggingFaceTokenizer
+from nanochat.torch_forward import TorchForward
 from tests.reference.kv_cache import ListCache, complete, pick
 
 CONTEXT = 64
@@ -78,7 +80,10 @@ class Parrot:
     def get_device(self):
         return torch.device("cpu")
 
-    def __call__(self, idx, kv_cache):
+    def parameters(self):
+        return [torch.zeros(1)]
+
+    def __call__(self, idx, kv_cache, at=None):
         B, T = idx.shape
         self.rows_seen.append(B)
         positions = kv_cache.positions(T)
@@ -89,7 +94,7 @@ class Parrot:
             for t in range(T):
                 logits[b, t, self.rule(k[b, 0, : int(positions[b, t]) + 1, 0].long().tolist())] = 10.0
         kv_cache.advance(T)
-        return logits
+        return logits if at is None else logits[torch.arange(B), at][:, None]
 
 
 def scripted(tokenizer, script: list[int], prompt_len: int) -> Engine:
@@ -119,7 +124,8 @@ operations = st.lists(st.one_of(
     st.tuples(st.just("insert"), st.integers(1, 5)),
     st.tuples(st.just("truncate"), st.integers(0, 10**6)),
     st.tuples(st.just("keep"), st.integers(0, 10**6)),
-    st.tuples(st.just("append"), st.integers(0, 10**6)),
+    st.tuples(st.just("join"), st.integers(0, 10**6)),
+    st.tuples(st.just("part"), st.integers(1, 5)),
 ), max_size=12)
 
 
@@ -147,24 +153,31 @@ def test_cache_against_lists(steps, batch_size):
             cache.advance(x)
         elif name == "truncate":
             new = [(x >> b) % (n + 1) for b, n in enumerate(lengths)]
-            cache.truncate(new)
+            cache.set_lengths(new)
             oracle.truncate(new)
         elif name == "keep" and B:
             rows = [(x >> b) % B for b in range(x % (B + 1))]
             cache.keep(rows)
             oracle.keep(rows)
-        elif name == "append" and B:
-            other, other_oracle = new_cache(2, seq_len=8), ListCache(2, 2, 2, 3)
+        elif name == "join" and B:  # rows that copy what others begin with
+            sources = [(x >> i) % B for i in range(1 + x % 3)]
+            oracle.append(oracle, sources)
+            cache.add_rows(len(sources))
+            assert cache.lengths.tolist()[B:] == [0] * len(sources)
+            for i, source in enumerate(sources, start=B):
+                cache.write_row(i, cache.read_row(source))
+        elif name == "part" and B:  # only the last row goes on
+            cache.reserve(B, max(lengths) + x)
+            part = cache.part(B - 1, B)
             for layer in range(2):
-                k, v = torch.randn(2, 2, 2, 4, 3)
-                other.insert_kv(layer, k, v)
-                other_oracle.insert(layer, k, v)
-            other.advance(4)
-            other.truncate([4, 1])
-            other_oracle.truncate([4, 1])
-            rows = [(x >> i) % 2 for i in range(1 + x % 3)]
-            cache.append(other, rows)
-            oracle.append(other_oracle, rows)
+                k, v = torch.randn(2, 1, 2, x, 3)
+                last = oracle.rows[-1][layer]
+                oracle.rows[-1][layer] = tuple(torch.cat([old, new[0]], dim=1) for old, new in zip(last, (k, v)))
+                part.insert_kv(layer, k, v)
+            cache.set_lengths([*lengths[:-1], lengths[-1] + x])
+            for layer in range(2):
+                for which in (0, 1):
+                    assert torch.equal(cache.read_row(B - 1)[which, layer], oracle.rows[-1][layer][which])
         assert cache.lengths.tolist() == oracle.lengths()
         assert cache.used == max(oracle.lengths(), default=0)
 
@@ -174,30 +187,33 @@ def test_cache_memory_is_finite_and_typed():
     # trap: cache-dtype
     for dtype in (torch.float32, torch.bfloat16):
         cache = new_cache(2, seq_len=4, dtype=dtype)
-        cache._reserve(3, 400)
+        cache.reserve(3, 400)
         assert cache.store.shape == (2, 2, 3, 2, 2 * GROWTH, 3)
         assert cache.store.dtype == dtype and cache.store.isfinite().all()
 
 
-def test_cache_refuses_to_truncate_forward():
+def test_cache_refuses_lengths_that_it_has_no_room_for():
     cache = new_cache(1, seq_len=4)
-    with pytest.raises(ValueError, match="truncate"):
-        cache.truncate([1])
+    for lengths in ([5], [-1], [1, 1]):
+        with pytest.raises(ValueError, match="has no"):
+            cache.set_lengths(lengths)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_every_split_of_prefill_and_decode(engine):
-    """Logits are those of the full forward, wherever the sequence is cut in two or three."""
+    """The model with a cache gives the logits of the full forward, wherever the sequence is cut in two or three."""
     model = engine.model
     ids = torch.tensor(random_prompts(3, model.config.vocab_size, seed=1)[0] * 3)[:12]
     ids = torch.stack([ids, ids.flip(0)])  # (2, 12)
     full = model(ids)
     for i in range(1, 12):
         for j in (i, (i + 12) // 2, 12):
-            cache = engine.new_cache(2, 4)
+            cache = TorchForward(model).new_cache(2, 4)
             cuts = sorted({0, i, j, 12})
             logits = torch.cat([model(ids[:, a:b], kv_cache=cache) for a, b in zip(cuts, cuts[1:])], dim=1)
             assert (logits - full).abs().max() <= 1e-5 * full.abs().max()
+            at = model(ids, at=torch.tensor([i, j - 1]))[:, 0]
+            assert (at - full[[0, 1], [i, j - 1]]).abs().max() <= 1e-5 * full.abs().max()
 
 
 # --------------------------------------------------------------------------- sampling
@@ -330,6 +346,7 @@ def test_growth_in_the_engine(tokenizer, monkeypatch):
     for module in ("engine", "kv_cache"):
         monkeypatch.setattr(f"nanochat.{module}.GROWTH", 8)
     generation = engine.start(prompts, max_tokens=40, temperature=0.0)
+    generation.step()
     before = generation.cache.store.size(4)
     while generation.step():
         pass
@@ -501,7 +518,7 @@ def test_forcing_stops_at_the_limit(tokenizer):
 def test_forced_stop_tokens_cannot_come_from_a_result(tokenizer):
     """The state machine on its own: forced tokens neither end the row nor open a call."""
     specials = Specials.of(tokenizer)
-    row = RowState([1], seed=0, index=0, limit=50, limit_reason="length")
+    row = RowState([1], Sampling(), seed=0, index=0, limit=50, limit_reason="length")
     for token in call(tokenizer, "6*7"):
         assert row.push(token, tokenizer, specials) == (token, 1)
     for token in output(tokenizer, "42"):
