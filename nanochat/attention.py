@@ -6,6 +6,7 @@ One entry, `attend`; `kernel_name` says what it uses:
 |---|---|---|
 | CUDA, bfloat16 | cuDNN or Flash through SDPA, the faster here (`fastest_sdpa`) | `torch.nn.attention.varlen` |
 | CPU, bfloat16, up to 2 048 keys | matrix products and a softmax, by blocks of queries | the same, with a mask |
+| CUDA, one query a row (decoding) | the same, which `torch.compile` makes kernels of | |
 | all else | SDPA | SDPA with a mask |
 
 What was measured (dev/LOG.md): on a CPU with native bfloat16 torch's flash kernel gains nothing from it, and two
@@ -149,7 +150,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """
     if mask is not None and mask.dim() == 1:
         return _attend_documents(q, k, v, mask)
-    if _uses_products(q.device.type, q.dtype, k.size(2)):
+    decoding = q.device.type == "cuda" and q.size(2) == 1
+    if decoding or _uses_products(q.device.type, q.dtype, k.size(2)):
         return _attend_plain(q, k, v, mask)
     gqa = q.size(1) != k.size(1)
     if mask is None and uses_varlen(q.device.type, q.dtype):

@@ -177,6 +177,7 @@ class CpuForward:
         return sum(w.nbytes + (0 if s is None else s.nbytes) for w, s in self._tensors)
 
     def new_cache(self, rows: int, positions: int) -> KVCache:
+        """A cache of empty rows, with room for at least so many positions."""
         c = self.model.config
         return KVCache(rows, c.n_kv_head, positions, c.head_dim, c.n_layer, CACHE_DTYPE[self.weights], "cpu")
 

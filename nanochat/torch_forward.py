@@ -10,12 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanochat.common import compile_problem
+from nanochat.decode_graph import DecodeGraphs, key_bucket, row_bucket
 from nanochat.kv_cache import KVCache
 
 
@@ -31,6 +34,10 @@ class TorchForward:
     def __init__(self, model: Any):
         self.model = model
         self._fingerprint = fingerprint(model)
+        device = model.get_device().type
+        self.graphs = DecodeGraphs(model, compiled=compile_problem(device) is None) if device == "cuda" else None
+        self._store: Tensor | None = None  # a cache's memory, for the next cache: graphs know it by its address
+        self._user: Callable[[], KVCache | None] = lambda: None  # which cache uses it now
 
     def refresh(self) -> bool:
         """Whether the weights have changed since the last call; keys and values from before are worthless then."""
@@ -38,9 +45,19 @@ class TorchForward:
         return before != self._fingerprint
 
     def new_cache(self, rows: int, positions: int) -> KVCache:
+        """A cache of empty rows, with room for at least so many positions."""
         c = self.model.config
-        return KVCache(rows, c.n_kv_head, positions, c.n_embd // c.n_head, c.n_layer,
-                       dtype=self.model.compute_dtype, device=self.model.get_device())
+        shape = {"num_heads": c.n_kv_head, "head_dim": c.n_embd // c.n_head, "num_layers": c.n_layer,
+                 "dtype": self.model.compute_dtype, "device": self.model.get_device()}
+        if self.graphs is None:
+            return KVCache(rows, seq_len=positions, **shape)
+        cache = KVCache(0, seq_len=0, **shape)
+        if self._store is not None and self._user() is None:
+            cache.store = self._store
+        cache.reserve(row_bucket(rows), key_bucket(positions))
+        cache.add_rows(rows)
+        self._store, self._user = cache.store, weakref.ref(cache)
+        return cache
 
     @torch.inference_mode()
     def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, first_row: int = 0) -> Tensor:
@@ -48,6 +65,10 @@ class TorchForward:
 
         The cache's lengths grow by as much. Causal masking keeps the padding unseen, and what follows overwrites it.
         """
+        if self.graphs is not None and len(ids) == cache.batch_size and all(len(row) == 1 for row in ids):
+            logits = self.graphs([row[0] for row in ids], cache)
+            self._store = cache.store  # it may have grown
+            return logits
         stop, counts = first_row + len(ids), [len(row) for row in ids]
         longest, lengths = max(counts), list(cache.host_lengths)
         cache.reserve(cache.batch_size, max(lengths[first_row:stop]) + longest)

@@ -36,6 +36,7 @@ FLOORS = {
     "nanochat/engine.py": 4,
     "nanochat/cpu_forward.py": 4,
     "nanochat/torch_forward.py": 4,
+    "nanochat/decode_graph.py": 4,
     "nanochat/checkpoint_manager.py": 4,
     "nanochat/run.py": 4,
     "nanochat/stage_config.py": 4,

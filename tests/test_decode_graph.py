@@ -1,0 +1,90 @@
+"""The decode step of fixed shapes: the same logits as the plain model, few compilations, and, on a GPU, as a graph.
+
+Run: python -m pytest tests/test_decode_graph.py
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.decode_graph import DecodeGraphs, key_bucket, row_bucket
+from nanochat.torch_forward import TorchForward
+from tests.test_cpu_forward import error, make_model, random_ids
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@given(st.integers(1, 10**6))
+def test_buckets(n):
+    assert row_bucket(n) >= n > row_bucket(n) // 2
+    assert n <= key_bucket(n) <= max(n + 255, n + n // 8)
+
+
+def compare(model, forward: TorchForward, lengths: list[int], steps: int) -> None:
+    """Ragged prompts, then a token a row: against the full forward of each row."""
+    vocab = model.config.vocab_size
+    rows = [random_ids(n, vocab, seed=i) for i, n in enumerate(lengths)]
+    cache = forward.new_cache(len(rows), 8)
+    forward(rows, cache)
+    for step in range(steps):
+        new = [(step * 31 + i * 7) % vocab for i in range(len(rows))]
+        logits = forward([[token] for token in new], cache)
+        for row, token in zip(rows, new):
+            row.append(token)
+        for got, row in zip(logits, rows):
+            want = model(torch.tensor([row], device=model.get_device()))[0, -1]
+            assert error(got, want) <= (1e-5 if model.compute_dtype == torch.float32 else 0.03)
+        assert cache.lengths.tolist() == cache.host_lengths == [len(row) for row in rows]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_equals_the_model(device):
+    """Any number of rows, over the edges of buckets; the memory of a cache that is gone is used again."""
+    model = make_model(sequence_len=600).to(device)
+    forward = TorchForward(model)
+    forward.graphs = DecodeGraphs(model, compiled=False)
+    addresses = set()
+    for lengths in ([5], [254, 3], [1, 20, 7], [255, 250, 249], [511], [3] * 9, [4, 4]):
+        compare(model, forward, lengths, steps=4)
+        addresses.add(forward._store.data_ptr())
+    assert len(addresses) <= 5  # grew a few times, and was otherwise taken over
+    assert len(forward.graphs.steps) <= 3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_caches_at_once(device):
+    """A cache that is in use keeps its memory to itself."""
+    model = make_model().to(device)
+    forward = TorchForward(model)
+    forward.graphs = DecodeGraphs(model, compiled=False)
+    a, b = forward.new_cache(1, 8), forward.new_cache(1, 8)
+    assert a.store.data_ptr() != b.store.data_ptr()
+    ids = random_ids(9)
+    forward([ids[:8]], a)
+    forward([random_ids(8, seed=5)], b)
+    for cache, row in ((a, ids[:8]), (b, random_ids(8, seed=5))):
+        got = forward([[ids[8]]], cache)[0]
+        assert error(got, model(torch.tensor([[*row, ids[8]]], device=device))[0, -1]) <= 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_compiled_a_few_times_for_all_shapes(device, monkeypatch):
+    """One compilation for a single row, one for any number of rows, and one for a cache that is just full. On a CPU
+    PyTorch traces and guards as it would on a GPU, but makes no kernels of it, which would take a minute."""
+    if device == "cpu":
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make_model(sequence_len=600, n_layer=1).to(device)
+    forward = TorchForward(model)
+    forward.graphs = DecodeGraphs(model, compiled=True)
+    for lengths in ([5], [300], [254, 3], [1, 20, 7], [511, 2, 2], [3] * 9, [9]):
+        compare(model, forward, lengths, steps=3)
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
