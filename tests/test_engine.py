@@ -20,6 +20,7 @@ from nanochat.engine import (
     TextStream,
     fit_conversation,
     sample_next_token,
+    sample_rows,
     uniform,
     use_calculator,
 )
@@ -27,6 +28,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.kv_cache import GROWTH
 from nanochat.tokenizer import HuggingFaceTokenizer
 from nanochat.torch_forward import TorchForward
+from tests.engine_trials import trial
 from tests.reference.kv_cache import ListCache, complete, pick
 
 CONTEXT = 64
@@ -246,6 +248,41 @@ def test_sampling_against_a_walk(seed, temperature, top_k):
     assert tokens == [pick(logits[row], uniforms[row], temperature, top_k) for row in range(4)]
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 5), st.sampled_from([None, 1, 3, 7]), st.floats(0.01, 1))
+def test_nucleus_against_a_walk(seed, temperature, top_k, top_p):
+    """top_p keeps the likeliest tokens until they reach it, of those that top_k kept."""
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed))
+    uniforms = [uniform(seed, row, 0) for row in range(4)]
+    tokens = sample_next_token(logits, uniforms, temperature, top_k, top_p).tolist()
+    for row in range(4):
+        order = logits[row].argsort(descending=True)[: top_k or 9].tolist()
+        p = torch.softmax(logits[row].double()[order] / temperature, dim=0)
+        kept = 1 + int((p.cumsum(0) < top_p - 1e-12).sum())
+        # a number that falls on an edge may go either way
+        shares = p[:kept].cumsum(0) / p[:kept].sum()
+        index = order.index(tokens[row])
+        assert index < max(kept, 1) + (top_p >= 1)
+        assert (0 if index == 0 else shares[index - 1]) - 1e-9 <= uniforms[row] <= shares[min(index, kept - 1)] + 1e-9
+
+
+def test_tiny_nucleus_is_greedy():
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sample_next_token(logits, [0.999] * 50, 5.0, None, 1e-9), logits.argmax(-1))
+
+
+@given(st.lists(st.sampled_from([Sampling(0.0), Sampling(1.0), Sampling(0.7, 3), Sampling(1.5, None, 0.6)]),
+                min_size=1, max_size=9), st.integers(0, 1000))
+def test_rows_have_settings_of_their_own(settings_of_rows, seed):
+    n = len(settings_of_rows)
+    logits = torch.randn(n, 20, generator=torch.Generator().manual_seed(seed))
+    uniforms = [uniform(seed, row, 0) for row in range(n)]
+    together = sample_rows(logits, settings_of_rows, uniforms).tolist()
+    for row, s in enumerate(settings_of_rows):
+        alone = sample_next_token(logits[row : row + 1], uniforms[row : row + 1], s.temperature, s.top_k, s.top_p)
+        assert alone.tolist() == [together[row]]
+
+
 def test_sampling_frequencies():
     """40 000 draws of five tokens: each share within 4.5 standard deviations of its probability."""
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, -float("inf")])
@@ -335,6 +372,102 @@ def test_many_groups_of_prefill(engine, monkeypatch):
     want = engine.generate_batch(prompts, max_tokens=5, temperature=0.0)
     monkeypatch.setattr("nanochat.engine.PREFILL_TOKENS", 40)
     assert engine.generate_batch(prompts, max_tokens=5, temperature=0.0) == want
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_trials(tokenizer, seed):
+    """A share of what `python -m tests.chaos --engine=1000` runs."""
+    assert trial(seed, tokenizer)[1] == []
+
+
+def test_rows_join_and_leave_while_others_are_written(engine):
+    """What joins later, or is cancelled, changes nothing for the others; a cancelled row's place is free at once."""
+    V = engine.model.config.vocab_size
+    prompts = random_prompts(7, V, seed=20)
+    greedy = Sampling(0.0)
+    want = engine.generate_batch(prompts, max_tokens=12, temperature=0.0)[0]
+    generation = engine.start(prompts[:3], max_tokens=12, temperature=0.0, max_rows=3)
+    rows = list(generation.rows)
+    generation.step()
+    late = engine.make_rows(prompts[3:6], 1, 12, greedy, 42)
+    never = engine.make_rows(prompts[6:], 1, 12, greedy, 42)
+    generation.add(late)
+    generation.add(never)
+    generation.step()
+    assert len(generation.active) == 3 and not late[0].ids
+    generation.cancel(rows[0])
+    generation.cancel(never[0])  # while it waits
+    said = list(rows[0].ids)
+    generation.step()
+    assert any(row in generation.active for row in late)
+    while generation.step():
+        pass
+    assert rows[0].finish == "cancelled" and rows[0].ids == said == want[0][: len(said)]
+    assert never[0].finish == "cancelled" and never[0].ids == []
+    assert [row.ids for row in [*rows[1:], *late]] == want[1:6]
+    assert generation.step() == [] and generation.active == [] and not generation.waiting
+
+
+def test_rows_sample_by_their_own_settings(engine):
+    """Greedy and sampling rows side by side say what they say alone."""
+    prompts = random_prompts(4, engine.model.config.vocab_size, seed=21)
+    ways = [Sampling(0.0), Sampling(1.3), Sampling(0.8, 5), Sampling(1.0, None, 0.7)]
+    rows = [engine.make_rows([p], 1, 10, way, seed=i)[0] for i, (p, way) in enumerate(zip(prompts, ways))]
+    generation = engine.start([], max_rows=4)
+    generation.add(rows)
+    while generation.step():
+        pass
+    for i, (prompt, way, row) in enumerate(zip(prompts, ways, rows)):
+        alone = engine.generate_batch(prompt, max_tokens=10, temperature=way.temperature, top_k=way.top_k,
+                                      top_p=way.top_p, seed=i)[0]
+        assert alone == [row.ids]
+
+
+class Counting:
+    """A forward that counts the tokens it computes."""
+
+    def __init__(self, forward):
+        self.forward, self.tokens = forward, 0
+
+    def __getattr__(self, name):
+        return getattr(self.forward, name)
+
+    def __call__(self, ids, cache, first_row=0):
+        self.tokens += sum(map(len, ids))
+        return self.forward(ids, cache, first_row)
+
+
+def test_turns_and_samples_compute_a_beginning_once(tokenizer):
+    """A chat's next turn computes its new tokens only; samples of one prompt compute it once; the answers are those of
+    an engine that remembers nothing."""
+    model = make_model(tokenizer.get_vocab_size(), 2, sequence_len=128)
+    plain, engine = Engine(model, tokenizer), Engine(model, tokenizer, prefix_positions=256)
+    engine.forward = Counting(engine.forward)
+    prompt = random_prompts(1, 256, seed=22)[0] + [7] * 20
+    for turn in range(3):
+        before = engine.forward.tokens
+        (ids,), _ = engine.generate_batch(prompt, max_tokens=9, temperature=0.0)
+        assert [ids] == plain.generate_batch(prompt, max_tokens=9, temperature=0.0)[0]
+        computed = engine.forward.tokens - before
+        assert computed == (len(prompt) if turn == 0 else 1 + 5) + len(ids) - 1
+        prompt = prompt + ids + [1, 2, 3, 4, 5]
+    engine.prefixes.clear()
+    before = engine.forward.tokens
+    rows, _ = engine.generate_batch(prompt, num_samples=6, max_tokens=1, temperature=1.0)
+    assert engine.forward.tokens - before == len(prompt)
+    assert rows == plain.generate_batch(prompt, num_samples=6, max_tokens=1, temperature=1.0)[0]
+
+
+def test_weights_that_changed_make_what_was_kept_worthless(tokenizer):
+    model = make_model(tokenizer.get_vocab_size(), 2)
+    engine = Engine(model, tokenizer, prefix_positions=256)
+    prompt = random_prompts(1, 256, seed=23)[0]
+    engine.generate_batch(prompt, max_tokens=9, temperature=0.0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(-0.9)
+    fresh = Engine(model, tokenizer).generate_batch(prompt, max_tokens=9, temperature=0.0)
+    assert engine.generate_batch(prompt, max_tokens=9, temperature=0.0) == fresh
 
 
 def test_growth_in_the_engine(tokenizer, monkeypatch):
@@ -450,7 +583,8 @@ def test_limits(tokenizer):
 
 @pytest.mark.parametrize(("args", "text"), [
     ({"temperature": -1.0}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_k": -1}, "top_k"),
-    ({"num_samples": 0}, "num_samples"), ({"max_tokens": -1}, "max_tokens"),
+    ({"num_samples": 0}, "num_samples"), ({"max_tokens": -1}, "max_tokens"), ({"top_p": 0.0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"), ({"top_p": float("nan")}, "top_p"),
 ])
 def test_impossible_requests_are_refused_at_the_call(tokenizer, args, text):
     engine = scripted(tokenizer, [1], prompt_len=1)
