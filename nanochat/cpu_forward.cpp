@@ -1,13 +1,13 @@
 // The model's forward pass on a CPU, for inference: one call a step, whatever the number of rows and tokens.
 //
-// `cpu_forward.py` compiles this file once a machine, lays the weights out and calls `forward_*`. The mathematics is that
-// of gpt.py, which remains the reference (tests/test_cpu_forward.py compares the two). Why it exists: a token of batch 1
-// reads every weight once, so the speed of memory is the limit, and a framework's hundred small operators a token stay
-// far below it. Here a token is one call, weights may be bfloat16 or int8 on any CPU, and nothing is allocated.
+// `cpu_forward.py` compiles this file once a machine, lays the weights out and calls `forward_*`. The mathematics is
+// that of gpt.py, which remains the reference (tests/test_cpu_forward.py compares the two). Why it exists: a token of
+// batch 1 reads every weight once, so the speed of memory is the limit, and a framework's hundred small operators a
+// token stay far below it. Here a token is one call, and weights may be bfloat16 or int8 on any CPU.
 //
 // Tokens come as one flat list; each belongs to a row of the cache and has a position in it, so prompts of any lengths
-// and single tokens go together without padding. Every sum has one fixed order, whatever else is in the list and however
-// many threads there are: a token's logits are the same bits alone, in a batch, and in any split of prefill and decode.
+// and single tokens go together without padding. Every sum has one fixed order, whatever else is in the list and
+// however many threads there are: a token's logits are the same bits alone, in a batch, and in any split of a prompt.
 //
 // (So the compiler may not contract a * b + c as it likes: it is `fma` or it is not.)
 //
@@ -50,12 +50,16 @@ typedef int8_t byte_vec __attribute__((vector_size(LANES), aligned(1)));
 struct bf16 { uint16_t bits; };
 
 inline vec load(const float* p) { return *(const vec*)p; }
-#if defined(__AVX512F__)  // the intrinsics are what the plain forms below mean; GCC 12 makes a dozen instructions of them
-inline vec load(const bf16* p) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((__m256i*)p)), 16); }
+#if defined(__AVX512F__)  // intrinsics for what the plain forms below mean: GCC 12 makes a dozen instructions of those
+inline vec load(const bf16* p) {
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((__m256i*)p)), 16);
+}
 inline vec load(const int8_t* p) { return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((__m128i*)p))); }
 inline vec fma(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 #elif defined(__AVX2__) && defined(__FMA__)
-inline vec load(const bf16* p) { return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((__m128i*)p)), 16); }
+inline vec load(const bf16* p) {
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((__m128i*)p)), 16);
+}
 inline vec load(const int8_t* p) { return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((__m128i*)p))); }
 inline vec fma(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 #else
@@ -132,9 +136,18 @@ class Team {
 
 enum Then { STORE, ADD, RELU2 };
 
-// y[m][j] = sum over k of x[m][k] * w[k][j], for M rows and P panels; k runs from 0 up in one chain for each sum.
+template <class W> struct Matrix {
+    const W* data;       // (N / PANEL, K, PANEL)
+    const float* scale;  // (N,) for int8, else null
+    long N, K;           // N: padded to a multiple of PANEL
+};
+
+// How many panels go with M rows: enough sums to hide the latency of adding, not more than there are registers.
+constexpr int panels_for(int M) { return M == 1 ? 4 : M <= 3 ? 4 / PARTS : 2 / PARTS; }
+
+// y[m][j] = sum over k of x[k][m] * w[k][j], for M rows and P panels; k runs from 0 up in one chain for each sum.
 template <int M, int P, class W>
-void tile(const float* x, long x_stride, const W* w, const float* scale, long K, float* y, long y_stride, Then then) {
+void tile(const float* x, const W* w, const float* scale, long K, float* y, long y_stride, Then then) {
     vec sums[M][P][PARTS] = {};
     for (long k = 0; k < K; k++) {
         vec column[P][PARTS];
@@ -144,7 +157,7 @@ void tile(const float* x, long x_stride, const W* w, const float* scale, long K,
             for (int i = 0; i < PARTS; i++) column[p][i] = load(w + (p * K + k) * PANEL + i * LANES);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
-            vec value = all(x[m * x_stride + k]);
+            vec value = all(x[k * M + m]);
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++)
 #pragma GCC unroll 8
@@ -163,33 +176,46 @@ void tile(const float* x, long x_stride, const W* w, const float* scale, long K,
             }
 }
 
-template <class W> struct Matrix {
-    const W* data;       // (N / PANEL, K, PANEL)
-    const float* scale;  // (N,) for int8, else null
-    long N, K;           // N: padded to a multiple of PANEL
-};
+// Panels first ... end - 1 for M rows: several at a time, the rest one by one.
+template <int M, class W>
+void panels(const float* x, const Matrix<W>& w, long first, long end, float* y, long y_stride, Then then) {
+    constexpr int P = panels_for(M);
+    auto at = [&](long p) { return w.data + p * PANEL * w.K; };
+    auto scale = [&](long p) { return w.scale ? w.scale + p * PANEL : nullptr; };
+    long p = first;
+    for (; p + P <= end; p += P) tile<M, P>(x, at(p), scale(p), w.K, y + p * PANEL, y_stride, then);
+    for (; p < end; p++) tile<M, 1>(x, at(p), scale(p), w.K, y + p * PANEL, y_stride, then);
+}
 
-// y (n, N) = x (n, K) times the matrix, all of the team together. Rows of x and y are x_stride and y_stride apart.
+// y (n, N) = x (n, K) times the matrix, all of the team together. Rows of x and y are x_stride and y_stride apart;
+// `room` holds n * K floats.
 template <class W>
-void multiply(Team& team, const Matrix<W>& w, const float* x, long x_stride, long n, float* y, long y_stride, Then then) {
-    const long panels = w.N / PANEL, unit = panels / UNIT >= team.size ? UNIT : 1;
-    team.share((panels + unit - 1) / unit, [&](long i) {
-        const long first = i * unit, end = first + unit < panels ? first + unit : panels;
-        for (long m = 0; m < n; m += TILE) {
-            // a few rows: more panels at once, so that there are enough sums to hide the latency of adding
-            auto run = [&](auto kernel, long wide) {
-                for (long p = first; p < end; p += wide)
-                    kernel(x + m * x_stride, x_stride, w.data + p * PANEL * w.K, w.scale ? w.scale + p * PANEL : nullptr,
-                           w.K, y + m * y_stride + p * PANEL, y_stride, then);
-            };
-            const bool whole = end - first == UNIT;
-            switch (n - m < TILE ? n - m : TILE) {
-                case 1: whole ? run(tile<1, 4, W>, 4) : run(tile<1, 1, W>, 1); break;
-                case 2: whole ? run(tile<2, 2, W>, 2) : run(tile<2, 1, W>, 1); break;
-                case 3: whole ? run(tile<3, 2, W>, 2) : run(tile<3, 1, W>, 1); break;
-                case 4: run(tile<4, 1, W>, 1); break;
-                case 5: run(tile<5, 1, W>, 1); break;
-                default: run(tile<6, 1, W>, 1);
+void multiply(Team& team, const Matrix<W>& w, const float* x, long x_stride, long n, float* y, long y_stride, Then then,
+              float* room) {
+    const long tiles = (n + TILE - 1) / TILE, count = w.N / PANEL, unit = count / UNIT >= team.size ? UNIT : 1;
+    auto start = [&](long t) { return t * n / tiles; };  // rows are dealt out evenly: 16 are 5, 5 and 6
+    if (n > 1) {  // rows that go together stand together for each k, so that the loop follows one pointer
+        constexpr long PIECES = 4;
+        team.share(tiles * PIECES, [&](long i) {
+            const long m = start(i / PIECES), rows = start(i / PIECES + 1) - m, piece = i % PIECES;
+            for (long k = w.K * piece / PIECES; k < w.K * (piece + 1) / PIECES; k++)
+                for (long row = 0; row < rows; row++) room[m * w.K + k * rows + row] = x[(m + row) * x_stride + k];
+        });
+        x = room;
+    }
+    team.share((count + unit - 1) / unit, [&](long i) {
+        const long first = i * unit, end = first + unit < count ? first + unit : count;
+        for (long t = 0; t < tiles; t++) {
+            const long m = start(t);
+            const float* from = x + m * w.K;
+            float* to = y + m * y_stride;
+            switch (start(t + 1) - m) {
+                case 1: panels<1>(from, w, first, end, to, y_stride, then); break;
+                case 2: panels<2>(from, w, first, end, to, y_stride, then); break;
+                case 3: panels<3>(from, w, first, end, to, y_stride, then); break;
+                case 4: panels<4>(from, w, first, end, to, y_stride, then); break;
+                case 5: panels<5>(from, w, first, end, to, y_stride, then); break;
+                default: panels<6>(from, w, first, end, to, y_stride, then);
             }
         }
     });
@@ -227,13 +253,14 @@ template <class C> float dot(const float* q, const C* k, long D) {
 }
 
 // y (D,) = softmax(q . keys / sqrt(D)) values, over `n` keys; `weights` has room for n + LANES
-template <class C> void attend(const float* q, const C* keys, const C* values, long n, long D, float* weights, float* y) {
+template <class C>
+void attend(const float* q, const C* keys, const C* values, long n, long D, float* weights, float* y) {
     float largest = -INFINITY, root = 1 / std::sqrt(float(D));
     for (long t = 0; t < n; t++) {
         weights[t] = dot(q, keys + t * D, D) * root;
         largest = weights[t] > largest ? weights[t] : largest;
     }
-    for (long t = n; t < n + LANES; t++) weights[t] = -INFINITY;  // exp(-inf) is taken for exp(-87): 1e-38, no sum sees it
+    for (long t = n; t < n + LANES; t++) weights[t] = -INFINITY;  // taken for -87: e^-87 = 1e-38 changes no sum
     vec total = {};
     for (long t = 0; t < n; t += LANES) {
         vec e = exp_negative(load(weights + t) - largest);
@@ -301,6 +328,7 @@ template <class W, class C> void work(const Request& r, Team& team, float* weigh
     float* x = r.x;                       // the residual stream (n, narrow)
     float* normed = r.scratch;            // (n, narrow); also what attention gives
     float* hidden = normed + n * narrow;  // (n, max(qkv_width, wide))
+    float* room = hidden + n * (qkv_width > wide ? qkv_width : wide);  // (n, wide)
     auto matrix = [&](long i, long N, long K) { return Matrix<W>{(const W*)r.weights[i], r.scales[i], padded(N), K}; };
 
     team.share(n, [&](long t) { norm(x + t * narrow, x + t * narrow, width); });
@@ -308,7 +336,8 @@ template <class W, class C> void work(const Request& r, Team& team, float* weigh
         C* keys = (C*)r.cache + layer * r.layer_stride;
         C* values = keys + r.kv_stride;
         team.share(n, [&](long t) { norm(x + t * narrow, normed + t * narrow, width); });
-        multiply(team, matrix(4 * layer, (heads + 2 * kv_heads) * D, width), normed, narrow, n, hidden, qkv_width, STORE);
+        multiply(team, matrix(4 * layer, (heads + 2 * kv_heads) * D, width), normed, narrow, n, hidden, qkv_width,
+                 STORE, room);
         team.share(n, [&](long t) {
             float* q = hidden + t * qkv_width;
             const long position = r.positions[t], at = r.rows[t] * r.row_stride + position * D;
@@ -327,13 +356,14 @@ template <class W, class C> void work(const Request& r, Team& team, float* weigh
             attend(hidden + t * qkv_width + h * D, keys + at, values + at, r.positions[t] + 1, D, weights_of_keys,
                    normed + t * narrow + h * D);
         });
-        multiply(team, matrix(4 * layer + 1, width, heads * D), normed, narrow, n, x, narrow, ADD);
+        multiply(team, matrix(4 * layer + 1, width, heads * D), normed, narrow, n, x, narrow, ADD, room);
         team.share(n, [&](long t) { norm(x + t * narrow, normed + t * narrow, width); });
-        multiply(team, matrix(4 * layer + 2, 4 * width, width), normed, narrow, n, hidden, wide, RELU2);
-        multiply(team, matrix(4 * layer + 3, width, 4 * width), hidden, wide, n, x, narrow, ADD);
+        multiply(team, matrix(4 * layer + 2, 4 * width, width), normed, narrow, n, hidden, wide, RELU2, room);
+        multiply(team, matrix(4 * layer + 3, width, 4 * width), hidden, wide, n, x, narrow, ADD, room);
     }
     team.share(r.wanted, [&](long i) { norm(x + r.which[i] * narrow, normed + i * narrow, width); });
-    multiply(team, matrix(4 * r.layers, r.vocab, width), normed, narrow, r.wanted, r.logits, r.vocab, STORE);
+    multiply(team, matrix(4 * r.layers, r.vocab, width), normed, narrow, r.wanted, r.logits, r.vocab, STORE,
+             room);
 }
 
 template <class W, class C> void forward(const Request& r) {

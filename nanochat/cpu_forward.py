@@ -213,7 +213,7 @@ class CpuForward:
         which = which.to(torch.int32)
         vocab = model.padded_vocab_size
         logits = torch.empty(len(which), vocab)
-        scratch = torch.empty(n * (padded[0] + max(padded[1:])))
+        scratch = torch.empty(n * (padded[0] + max(padded[1:]) + padded[2]))
         store = cache.store
         kv_stride, layer_stride, row_stride, head_stride = store.stride()[:4]
         self.function(Request(
