@@ -33,10 +33,11 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> int:
     return sum(t.nbytes for t in tensors.values())
 
 
-def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+def tensor_pieces(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes | memoryview]:
     """The file as pieces, without a second copy of tensors that are contiguous and on the CPU."""
     order = sorted(tensors, key=lambda name: ([*DTYPES].index(tensors[name].dtype), name))
-    header, end = {}, 0
+    header: dict[str, dict] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
     for name in order:
         t, begin = tensors[name], end
         end += t.nbytes
@@ -50,9 +51,9 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
             yield memoryview(flat.view(torch.uint8).numpy())
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor]) -> str:
-    """Whole or not at all (`write_file`); the file's SHA-256."""
-    return write_file(path, tensor_pieces(tensors))
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Whole or not at all (`write_file`); the file's SHA-256. `metadata`: what the header is to say beside."""
+    return write_file(path, tensor_pieces(tensors, metadata))
 
 
 def read_tensors(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -184,6 +184,8 @@ TENSORS = st.dictionaries(st.text(max_size=8), st.tuples(st.sampled_from(list(DT
 def test_tensor_files_are_the_librarys_to_the_byte(asked):
     tensors = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in asked.items()}
     assert b"".join(tensor_pieces(tensors)) == safetensors.torch.save(tensors)
+    metadata = {"format": "pt"}  # more than one key: the library's order is another each time
+    assert b"".join(tensor_pieces(tensors, metadata)) == safetensors.torch.save(tensors, metadata)
 
 
 def test_tensors_come_back_also_those_that_are_no_rows_in_memory(tmp_path):
