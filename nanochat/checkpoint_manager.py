@@ -322,6 +322,14 @@ def _rank_of(path: Path) -> int:
     return int(path.stem.rpartition("_rank")[2])
 
 
+def load_tokenizer(directory: str | Path, meta: dict[str, Any]) -> RustBPETokenizer:
+    """The tokenizer that lies beside a checkpoint, if it is the one that the step of `meta` was trained with."""
+    tokenizer = RustBPETokenizer.from_directory(Path(directory) / "tokenizer")
+    if tokenizer.fingerprint() != meta["tokenizer"]:
+        raise UserError(f"{directory}/tokenizer is not the tokenizer that step {meta['step']} was trained with")
+    return tokenizer
+
+
 def check_weights(model: GPT, model_data: dict[str, Tensor], where: str | Path) -> None:
     """Refuse weights that do not fit a model (which may be on the meta device); the first difference is named."""
     own = model.state_dict()
@@ -349,9 +357,7 @@ def build_model(
     which halves what decoding must read; for `"train"` they stay float32.
     """
     model_data, _, meta = load_checkpoint(directory, step, device)
-    tokenizer = RustBPETokenizer.from_directory(Path(directory) / "tokenizer")
-    if tokenizer.fingerprint() != meta["tokenizer"]:
-        raise UserError(f"{directory}/tokenizer is not the tokenizer that step {step} was trained with")
+    tokenizer = load_tokenizer(directory, meta)
     config = model_config_of(meta, directory)
     if config.n_layer > len(model_data):  # before so many are made
         raise UserError(f"{directory} does not fit the model: {len(model_data)} tensors for {config.n_layer} layers")

@@ -138,7 +138,7 @@ def _cell(text: object) -> str:
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
-def _table(header: list[str], rows: list[list[object]], right: tuple[int, ...] = ()) -> str:
+def markdown_table(header: list[str], rows: list[list[object]], right: tuple[int, ...] = ()) -> str:
     """A Markdown table; the columns whose numbers are in `right` are aligned there."""
     lines = [header, ["---:" if i in right else "---" for i in range(len(header))], *rows]
     return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
@@ -159,7 +159,7 @@ def table_cells(table: dict) -> list[list[str]]:
 def _logged_table(table: dict) -> list[str]:
     """A `*table` that a stage logged: its title, the table, its note. Columns with a number format stand right."""
     right = tuple(i for i, spec in enumerate(table["columns"].values()) if spec)
-    parts = [_cell(table.get("title", "")), _table(list(table["columns"]), table_cells(table), right),
+    parts = [_cell(table.get("title", "")), markdown_table(list(table["columns"]), table_cells(table), right),
              _cell(table.get("note", ""))]
     return [part for part in parts if part]
 
@@ -208,7 +208,7 @@ def _results(card: dict) -> list[str]:
         label = task + (" (pocket)" if any(m and m.get("data") == "pocket" for m in of_task) else "")
         rows.append([label, *map(_score, of_task)])
     return ["## Results", "Share answered right, the 95% interval, and the number of held-out questions.",
-            _table(["task", *sources], rows)]
+            markdown_table(["task", *sources], rows)]
 
 
 def _stage_section(name: str, record: dict, entry: dict, pictures: list[str]) -> list[str]:
@@ -221,7 +221,7 @@ def _stage_section(name: str, record: dict, entry: dict, pictures: list[str]) ->
                if k not in hidden and not isinstance(v, (dict, list))]
     scalars = [[k, _bytes(entry[k])] if k.endswith("memory_bytes") else [k, text] for k, text in scalars]
     if scalars:
-        out.append(_table(["", ""], scalars))
+        out.append(markdown_table(["", ""], scalars))
     for table in shown(record, "table").values():
         out += _logged_table(table)
     out += [f"![{name}]({picture})" for picture in pictures]
@@ -232,7 +232,7 @@ def _stage_section(name: str, record: dict, entry: dict, pictures: list[str]) ->
         out += ["Samples:", _fenced("\n\n".join(_transcript(s) for s in samples))]
     if entry.get("config"):
         out.append("<details><summary>configuration</summary>\n\n"
-                   + _table(["", ""], [[k, v] for k, v in entry["config"].items()]) + "\n\n</details>")
+                   + markdown_table(["", ""], [[k, v] for k, v in entry["config"].items()]) + "\n\n</details>")
     return out
 
 
@@ -245,18 +245,18 @@ def render_markdown(card: dict, stages: dict[str, dict], pictures: dict[str, lis
                    "can be compared with the real benchmark of that name.")
     cost = "" if card["cost"] is None else f"${card['cost']:,.2f}"
     bpb = "validation bits per byte, base" + (" (pocket)" if card["pocket"] else "")
-    out.append(_table(["run", ""], [
+    out.append(markdown_table(["run", ""], [
         ["wall time", _time(card["wall_seconds"])], ["peak memory, all processes", _bytes(card["peak_memory_bytes"])],
         ["cost", cost], [bpb, _number(card["val_bpb"])]]))
     out += _results(card)
-    out += ["## Stages", _table(["stage", "time", "peak memory", ""],
+    out += ["## Stages", markdown_table(["stage", "time", "peak memory", ""],
             [[n, _time(e["seconds"]), _bytes(e["peak_memory_bytes"]), "STALE" if e["stale"] else ""]
              for n, e in card["stages"].items()])]
     for name, entry in card["stages"].items():
         out += _stage_section(name, stages[name], entry, pictures.get(name, []))
     gpus = ", ".join(f"{g['name']} ({_bytes(g['memory_bytes'])})" for g in system["gpus"])
     commit = f"{git['commit'][:12]} on {git['branch']}{' + changes' if git['dirty'] else ''}" if git else ""
-    out += ["## Machine and code", _table(["", ""], [
+    out += ["## Machine and code", markdown_table(["", ""], [
         ["processor", f"{system['cpu'] or ''} ({system['cpu_count']} cores)"],
         ["memory", _bytes(system["memory_bytes"])],
         ["GPU", gpus], ["platform", system["platform"]], ["Python", system["python"]], ["torch", system["torch"] or ""],
