@@ -30,6 +30,7 @@ FLOORS = {
     "nanochat/train_step.py": 5,
     "nanochat/batch_size.py": 5,
     "nanochat/finetune.py": 5,
+    "nanochat/model_card.py": 5,
     "nanochat/loss_eval.py": 5,
     "nanochat/core_eval.py": 5,
     "nanochat/task_eval.py": 5,
