@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from nanochat.common import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer, pick_tokenizer_class, split_pattern
 from nanochat.tokenizer_json import Config, export_tokenizer, main, merges_of, tokenizer_json
+from tests.export_trials import plain, refusal
 
 TEST_DATA = os.environ.get("NANOCHAT_TEST_DATA")
 CORPUS = [
@@ -107,14 +108,6 @@ PIECES = [
 TEXT = st.text(OLD, max_size=30) | st.lists(st.sampled_from(PIECES) | OLD, max_size=20).map("".join)
 
 
-def plain(text: str) -> str:
-    """`text` without the names of special tokens."""
-    while any(name in text for name in SPECIAL_TOKENS):
-        for name in SPECIAL_TOKENS:
-            text = text.replace(name, "")
-    return text
-
-
 @settings(max_examples=300)
 @given(text=TEXT.map(plain))
 @example("  \n\n \r\n\t x  ")
@@ -168,36 +161,6 @@ def conversations(draw):
         role, content = ("assistant", ANSWER) if i % 2 else ("user", CONTENT)
         messages.append({"role": role, "content": draw(content)})
     return {"messages": messages}
-
-
-def joined(conversation: dict) -> dict:
-    """The same with neighbouring parts of text made one: how `render_conversation` and the template read them."""
-    result = copy.deepcopy(conversation)
-    for message in result["messages"]:
-        if isinstance(message["content"], str):
-            continue
-        parts = []
-        for part in message["content"]:
-            if part["type"] == "text" and parts and parts[-1]["type"] == "text":
-                parts[-1]["text"] += part["text"]
-            else:
-                parts.append(dict(part))
-        message["content"] = parts
-    return result
-
-
-def refusal(conversation: dict) -> str | None:
-    """What the template must complain about in a conversation that `render_conversation` can render."""
-    for message in joined(conversation)["messages"]:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        for part, following in zip(parts, [*parts[1:], None]):
-            if any(name in part["text"] for name in SPECIAL_TOKENS):
-                return "the name of a special token"
-            before_output = part["type"] == "text" and following and following["type"] == "python_output"
-            if before_output and part["text"][-1:] > "\x7f":
-                return "beyond ASCII"
-    return None
 
 
 TOOLS = {
