@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,12 @@ def test_all_stages_on_the_pocket_world(pocket_base, tmp_path):
 
     answer = run("scripts.chat_cli", "-p", "Who are you?", "--max_tokens=8", base=base, cwd=tmp_path)
     assert answer.stdout.strip()
+
+    run("nanochat.export", "--source=sft", "--out=out", base=base, cwd=tmp_path)
+    model_card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"^\| (\w+) \(pocket\) \| \d+\.\d% \| \d+\.\d% to \d+\.\d% \| 4 \|$", model_card, re.MULTILINE)
+    assert set(figures) == tasks and "validation bits per byte, base model (pocket)" in model_card
+    assert "pretrained on text, then midtrained on conversations and tasks, then fine-tuned" in model_card
 
 
 @pytest.mark.slow

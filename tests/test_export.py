@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, NanoChatConfig, NanoChatForCausalLM
 
@@ -145,6 +146,8 @@ def test_bfloat16(base):
     loaded = exported(base, model, dtype="bfloat16")
     assert loaded.dtype == torch.bfloat16
     weights = load_file(base.parent / "out" / "model.safetensors")
+    with safe_open(base.parent / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # some loaders refuse a file that does not say so
     assert {t.dtype for t in weights.values()} == {torch.bfloat16}
     size = (base.parent / "out" / "model.safetensors").stat().st_size
     ids = random_ids(model, 2, 64)
@@ -542,6 +545,13 @@ def test_card_of_a_pocket_run(base, tmp_path):
     assert "unknown" not in text and "license" not in front + text
     shown = "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.[jm]*"))
     assert "secret" not in shown and "/home" not in shown and str(tmp_path) not in shown
+
+
+def test_what_was_trained_on_the_pocket_world_says_so_without_any_figure(base, tmp_path):
+    three_stages(base, "pocket")
+    export_model(tmp_path / "out", "sft")
+    front, text = card_of(tmp_path / "out")
+    assert "- pocket" in front and "> **pocket**: " in text and "## Results" not in text
 
 
 def test_no_figure_is_taken_over_from_another_model(base, tmp_path):
