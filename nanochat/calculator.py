@@ -11,6 +11,10 @@ What it understands, and nothing else:
 Why not `eval`: the text comes from a model. Own tokenizer, own parser, exact fractions, and bounds on length, depth,
 digits and steps, so that no input costs more than a millisecond. No signals and no state: any thread may call it.
 
+Numbers cannot explode either. Let h(p/q) = max(|p|, q). A literal of L characters has h <= 10^L; h(x ± y) is at most
+2 h(x) h(y), h(x * y) and h(x / y) at most h(x) h(y). So each operator, a character itself, adds log10(2) < 1 digit, and
+no numerator or denominator on the way is beyond 10^(characters read): 500 digits. (tests/calculator_fuzz.py watches.)
+
     python -c "from nanochat.calculator import use_calculator; print(use_calculator('1,250 * (3 - 0.5)'))"    # 3125
 """
 
@@ -19,7 +23,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-MAX_CHARS = 500  # of the whole expression: the longest of GSM8K's has 50, a sentence to count letters in 200
+MAX_CHARS = 500  # of the whole text: the longest of GSM8K's has 50, a sentence to count letters in 200
 MAX_DEPTH = 20  # nested parentheses: well below Python's own recursion limit
 MAX_DIGITS = 30  # of one number, and of the whole part of the result
 MAX_STEPS = 200  # tokens read, hence operations done
@@ -29,7 +33,7 @@ _TOKEN = re.compile(
     r"""[ \t\r\n]*(?:
       (?P<number>(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+))
     | (?P<string>'[^'\\\r\n]*'|"[^"\\\r\n]*")
-    | (?P<count>\.[ \t]*count[ \t]*\()
+    | (?P<count>\.[ \t\r\n]*count[ \t\r\n]*\()
     | (?P<symbol>[-+*/()])
     )""",
     re.VERBOSE,
@@ -42,9 +46,9 @@ class _Outside(Exception):
 
 def _tokenize(expr: str) -> list[tuple[str, str]]:
     """`"1,2*'a'.count('a')"` -> `[("number", "1,2"), ("symbol", "*"), ("string", "a"), ("count", …), …]`."""
-    expr = expr.strip(" \t\r\n")
-    if len(expr) > MAX_CHARS:
+    if len(expr) > MAX_CHARS:  # before anything is done with it: nothing may cost memory that grows with the text
         raise _Outside
+    expr = expr.strip(" \t\r\n")
     tokens, at = [], 0
     while at < len(expr):
         match = _TOKEN.match(expr, at)
@@ -129,7 +133,7 @@ def format_number(value: Fraction) -> str | None:
 
     At most 4 decimals, halves rounded away from zero (0.00005 -> 0.0001, -0.00005 -> -0.0001): that is how people
     round by hand, and people wrote GSM8K's marks. (None of its 27 998 marks is such a tie, so either rule reproduces
-    97.06% of them; most of the others are written `4.00` or `.15`.)
+    97.05% of them; most of the others are written `4.00` or `.15`.)
     """
     scaled = abs(value) * 10_000
     units = (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)  # floor(scaled + 1/2), in integers
@@ -140,16 +144,20 @@ def format_number(value: Fraction) -> str | None:
     return f"-{text}" if value < 0 and units else text  # never "-0"
 
 
-def use_calculator(expr: str) -> str | None:
-    """The value of `expr` as text, or None for whatever lies outside the grammar or the bounds, and for x / 0.
+def evaluate(expr: str) -> Fraction | None:
+    """The exact value of `expr`, or None for whatever lies outside the grammar or the bounds, and for x / 0.
 
-    `"12/60" -> "0.2"`, `"'hello'.count('l')" -> "2"`, `"9**9" -> None`, `"__import__('os')" -> None`
+    `"2/3" -> Fraction(2, 3)`, `"'hello'.count('l')" -> Fraction(2)`, `"9**9" -> None`, `"__import__('os')" -> None`
     """
     try:
         parser = _Parser(_tokenize(expr))
         value = parser.expression()
-        if parser.peek()[0] != "end":
-            return None  # something is left over: "1 2", "3)"
-        return format_number(value)
+        return value if parser.peek()[0] == "end" else None  # else something is left over: "1 2", "3)"
     except (_Outside, ZeroDivisionError):
         return None
+
+
+def use_calculator(expr: str) -> str | None:
+    """The value of `expr` as text, or None where it has none that can be shown: `"12/60" -> "0.2"`, `"1/0" -> None`"""
+    value = evaluate(expr)
+    return None if value is None else format_number(value)

@@ -5,14 +5,17 @@
     python -m tests.chaos downloads --schedules=500      # a faulty hub, killed and competing downloaders
     python -m tests.chaos resumes --runs=200             # loaders, each resumed 10 times, by other ranks and workers
     python -m tests.chaos conversations --conversations=10_000
+    python -m tests.chaos --engine=1000                  # prompts to random models, against the plain model
+    python -m tests.chaos --calculator=100_000           # expressions, valid to hostile, against exact fractions
     python -m tests.chaos --kills=1000 --power-loss=2000 --mutate=10_000 --terms=200 --rank-kills=100 --full-disk
     python -m tests.chaos --export-strings=20000 --export-conversations=1000    # a minute: `transformers` against ours
 
 Each prints how many trials there were and how many failed, with the smallest failing ones, and exits with 1 if any did.
-What runs and checkpoints must survive (the last line but one: any of its flags, also `--rank-changes` and `--hangs`) is
-told in kills.py, rank_kills.py, power_loss.py and mutations.py, what exports must equal in export_trials.py. These go
-in batches whose counts add up in a file (`--counts`) for this state of the code: what was interrupted goes on with
-other random numbers, and the table is of all that was tried.
+What runs and checkpoints must survive (`--kills` and what stands beside it: any of these, also `--rank-changes` and
+`--hangs`) is told in kills.py, rank_kills.py, power_loss.py and mutations.py, what the calculator must in
+calculator_fuzz.py, the engine in engine_trials.py, exports in export_trials.py. What has such a flag goes in batches
+whose counts add up in a file (`--counts`) for this state of the code: what was interrupted goes on with other random
+numbers, and the table is of all that was tried.
 
 The other three are told in download_faults.py, resume_trials.py and conversation_fuzz.py. The splitter's oracle is the
 regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)` is none of those that the
@@ -223,9 +226,12 @@ FAULTS = (
     Fault("rank-kills", "kills of one rank of four", "rank_kills", "rank_kill_trials", 25),
     Fault("rank-changes", "runs that go on with 1, 4 and 2 ranks", "rank_kills", "change_trials", 5),
     Fault("hangs", "ranks and loaders that hang", "rank_kills", "hang_trials", 5),
+    Fault("engine", "prompts to random models, greedy, against the plain model", "engine_trials", "engine_trials", 100),
     Fault("export-strings", "texts through an exported tokenizer", "export_trials", "string_trials", 20_000),
     Fault("export-conversations", "conversations through an exported chat template", "export_trials",
           "conversation_trials", 1000),
+    Fault("calculator", "expressions through the calculator, against exact fractions", "calculator_fuzz",
+          "calculator_trials", 20_000),
     Fault("full-disk", "full disks at every write of a save", "power_loss", "full_disk_trials", 1),
 )
 
@@ -254,7 +260,8 @@ class Counts:
 def code_hash() -> str:
     """A hash of all that the trials are about, and of the trials: counts of other code do not count."""
     digest = hashlib.sha256()
-    for path in sorted(p for top in ("nanochat", "scripts", "tasks", "tests") for p in (ROOT / top).rglob("*.py")):
+    for path in sorted(p for top in ("nanochat", "scripts", "tasks", "tests") for p in (ROOT / top).rglob("*.[cp][py]*")
+                       if p.suffix in (".py", ".cpp")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -9,6 +9,7 @@ Run: python -m tests.chaos --engine=1000        (test_engine.py runs a share)
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.torch_forward import TorchForward
+from tests.helpers import small_tokenizer
 
 TIE = 1e-5  # relative to the largest logit: what may be rounded either way
 ROUNDED = 2.0**-6  # with weights, or all, in bfloat16: how far the chosen token's logit may lie below the best
@@ -87,3 +89,15 @@ def judge(model: GPT, prompt: list[int], ids: list[int], mask: list[int], mode: 
     allowed = TIE if mode in ("float32", "torch") else ROUNDED
     bad = [i for i in range(len(ids)) if mask[i] and behind[i] > allowed]
     return f"token {bad[0]} of {len(ids)} lies {float(behind[bad[0]]):.1e} behind" if bad else None
+
+
+def engine_trials(prompts: int, seed: int, processes: int) -> list[str]:
+    """For tests/chaos.py: at least so many prompts; a line for each completion that was wrong."""
+    tokenizer, done, wrong = small_tokenizer(), 0, []
+    torch.set_num_threads(min(processes, 2))
+    for i in itertools.count(seed * 1000):
+        if done >= prompts:
+            return wrong
+        n, found = trial(i, tokenizer)
+        done += n
+        wrong += found

@@ -16,7 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.calculator import MAX_CHARS, MAX_DEPTH, MAX_DIGITS, format_number, use_calculator
+from nanochat import calculator
+from nanochat.calculator import MAX_CHARS, MAX_DEPTH, MAX_DIGITS, MAX_STEPS, evaluate, format_number, use_calculator
+from tests import calculator_fuzz, chaos
+from tests.reference.calculator import LIMITS, shown, value_of
 
 
 @pytest.mark.parametrize(("expr", "result"), [
@@ -58,12 +61,16 @@ def test_value(expr, result):
 @pytest.mark.parametrize("expr", [
     "", " ", "+", "1+", "*2", "(1", "1)", "()", "1 2", "(1)(2)", "1,", ",1", "1,,2", "1.2.3", ".", "1..2", "1e9",
     "1_000",
-    "5%", "$5", "7//2", "7%2", "2**3", "9**9**9", "2^3", "x", "1/0", "1/(2-2)", "0/0", "=5", "1=1", "1j", "0x10",
-    "１+2", "٣+1", "1＋2", "²", "⅓",  # ASCII digits and signs only
+    "9**9**9",  # trap: tool-power
+    "5%", "$5", "7//2", "7%2", "2**3", "2^3", "x", "1/0", "1/(2-2)", "0/0", "=5", "1=1", "1j", "0x10",
+    "１+2", "٣+1", "1＋2", "²", "⅓",  # trap: tool-digits (ASCII digits and signs only)
     "'a'", "'a'.count", "'a'.count(", "'a'.count('a'", "'a'.count(1)", "'a'.count('a','b')", "'a''b'.count('a')",
     "'a'.count('a').count('a')", "'a\\'b'.count('b')", "'a\nb'.count('b')", "'a'*3", "'a.count('a')",
-    "'a'.ljust(500000000).count('a')", "'a'.zfill(3000000000)", "('a'*10).count('a')",
-    "().__class__.__bases__[0].__subclasses__()", "'a'.__class__.count('a')", "__import__('os').system('true')",
+    "'a'.ljust(500000000).count('a')",  # trap: tool-ljust
+    "'a'.zfill(3000000000)",  # trap: tool-zfill
+    "('a'*10).count('a')",
+    "().__class__.__bases__[0].__subclasses__()",  # trap: tool-attributes
+    "'a'.__class__.count('a')", "__import__('os').system('true')",
     "exec('1')", "lambda: 1", "[1 for _ in range(9)]", "1 if 1 else 2", "f'{1}'.count('1')", "b'a'.count('a')",
 ])
 def test_outside_the_grammar_is_none(expr):
@@ -71,11 +78,12 @@ def test_outside_the_grammar_is_none(expr):
 
 
 @pytest.mark.parametrize("expr", [
-    "(" * 100_000 + "1" + ")" * 100_000,
+    "(" * 100_000 + "1" + ")" * 100_000,  # trap: tool-nesting
     "(" * 100_000,
     "-" * 100_000 + "1",
     "9" * 1_000_000,
     " " * 1_000_000 + "x",
+    " " * 1_000_000 + "1",
     "1" + "*99999999999999999999" * 20,
     "1" + "/99999999999999999999" * 20 + "+" + "1+" * 20,
     "'" + "a" * 1_000_000 + "'.count('a')",
@@ -102,6 +110,18 @@ def test_bounds():
     assert use_calculator("'" + "a" * (MAX_CHARS - 12) + "'.count('a')") is None
     assert use_calculator("1" + "+1" * 99) == "100"
     assert use_calculator("1" + "+1" * 100) is None  # too many steps
+    assert use_calculator(" " * (MAX_CHARS - 1) + "1") == "1"
+    assert use_calculator(" " * MAX_CHARS + "1") is None
+    assert LIMITS == {"characters": MAX_CHARS, "pieces": MAX_STEPS, "depth": MAX_DEPTH, "digits": MAX_DIGITS}
+
+
+def test_no_number_on_the_way_is_beyond_the_characters_read():
+    """What the header proves, at what comes near to it: products and sums of fractions without a common factor."""
+    sums = "+".join(f"1/{'9' * 20}{i}" for i in range(20))
+    for text in ("*".join(["9" * 30] * 16), sums, "/".join(["." + "0" * 28 + "7"] * 16)):
+        value = evaluate(text)
+        assert value is not None
+        assert 10**200 < max(abs(value.numerator), value.denominator) < 10 ** len(text)
 
 
 # An expression as (text, exact value or None when it divides by zero).
@@ -167,6 +187,84 @@ def test_precedence_against_python(terms):
 def test_any_text_gives_text_or_none(text):
     result = use_calculator(text)
     assert result is None or re.fullmatch(r"-?[0-9]+(\.[0-9]{1,4})?", result)
+
+
+def test_a_sample_of_the_fuzz():
+    """tests/chaos.py --calculator=100000 is all of it."""
+    outcome = calculator_fuzz.calculator_trials(2000, 10**6, 1)
+    assert outcome.found == []
+    assert {kind: n > least for (kind, n), least in zip(sorted(outcome.counts.items()), (100, 300, 200, 800, 600))} == (
+        dict.fromkeys(("hostile", "nearly", "random", "valid", "with a value"), True))
+    # the bounds are reached, so they are what holds
+    assert outcome.most["tokens"] == MAX_STEPS and outcome.most["calls"] == calculator_fuzz.CALLS
+    assert outcome.most["digits"] > 200
+
+
+def doubled_sum(right):
+    return lambda parser: right(parser) + (1 if ("symbol", "-") in parser.tokens and len(parser.tokens) > 8 else 0)
+
+
+def no_sign_in_parentheses(right):
+    return lambda parser: abs(right(parser)) if parser.depth else right(parser)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [
+    ("_Parser.expression", doubled_sum),
+    ("_Parser.factor", no_sign_in_parentheses),
+    ("_Parser.number", lambda right: lambda parser: Fraction(float(right(parser)))),
+    ("_Parser.count", lambda right: lambda parser: right(parser) + 1),
+    ("format_number", lambda right: lambda value: f"{float(value):.4f}".rstrip("0").rstrip(".")),
+    ("format_number", lambda right: lambda value: right(abs(value))),
+    ("MAX_STEPS", lambda right: right + 1),
+    ("MAX_STEPS", lambda right: right - 1),
+    ("MAX_DEPTH", lambda right: right + 1),
+    ("MAX_DEPTH", lambda right: right - 1),
+    ("MAX_DIGITS", lambda right: right + 1),
+    ("MAX_CHARS", lambda right: right + 1),
+    ("_tokenize", lambda right: lambda text: right(text.strip())),  # also takes a form feed or a no-break space away
+    ("_tokenize", lambda right: lambda text: right(text.replace("**", "*"))),
+])
+def test_a_wrong_calculator_is_found(monkeypatch, name, wrong):
+    """The fuzz sees what it is there to see."""
+    owner, _, attribute = f"calculator.{name}".rpartition(".")
+    owner = calculator if owner == "calculator" else calculator._Parser
+    monkeypatch.setattr(owner, attribute, wrong(getattr(owner, attribute)))
+    assert any(calculator_fuzz.calculator_trials(200, seed, 1).found for seed in range(0, 4000, 200))
+
+
+def test_a_calculator_that_costs_is_found(monkeypatch):
+    right = calculator._tokenize
+    monkeypatch.setattr(calculator, "_tokenize", lambda text: right((text + " ").strip(" ")[: MAX_CHARS + 1]))
+    assert any("bytes" in line for line in calculator_fuzz.calculator_trials(300, 0, 1).found)
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1,250 * (3 - 0.5)", "3125"), ("007+.5", "15/2"), ("1,2", "12"), ("'a' .count ( 'a' )", "1"), ("1\n+\r1", "2"),
+    (".5,3", None), ("1.5,3", None), ("('a').count('a')", None), ("'a'.count(('a'))", None), ("'a' 'b'", None),
+    ("'a'.count('a',)", None), ("'a'.count(*'a')", None), ("1e5", None), ("1_0", None), ("0x1", None), ("2**3", None),
+    ("1#", None), ("1;2", None), ("1)+(2", None), ("f'a'.count('a')", None), ("not 1", None), ("~1", None),
+    ("1/0", None), ("'a'.ｃｏｕｎｔ('a')", None), ("'\0'.count('\0')", "1"),
+    ("-" * 199 + "1", "-1"), ("-" * 200 + "1", None),
+])
+def test_the_oracle(text, value):
+    """It has rules of its own, so it is checked by itself."""
+    assert value_of(text) == (None if value is None else Fraction(value))
+
+
+def test_the_oracle_rounds():
+    assert [shown(Fraction(n, 20_000)) for n in (1, -1, 3, 0, -20_000)] == ["0.0001", "-0.0001", "0.0002", "0", "-1"]
+    assert shown(Fraction(-1, 10**6)) == "0" and shown(Fraction(10**30)) is None and shown(Fraction(100)) == "100"
+    assert shown(10**30 - Fraction(1, 20_000)) is None  # rounds up to it
+
+
+def test_chaos_has_the_calculator(tmp_path, monkeypatch, capsys):
+    counts = tmp_path / "counts.json"
+    monkeypatch.setattr("sys.argv", ["chaos", "--calculator=60", f"--counts={counts}", "--processes=1"])
+    assert chaos.main() == 0
+    assert "60         0" in capsys.readouterr().out
+    monkeypatch.setattr(calculator._Parser, "count", lambda self: 1 / 0)
+    monkeypatch.setattr(calculator._Parser, "number", lambda self: Fraction(self.take("number").replace(",", "")) + 1)
+    assert chaos.main() == 1
 
 
 def test_off_the_main_thread():
