@@ -61,11 +61,12 @@ def sync_parents(path: str | Path) -> None:
             return
 
 
-def write_file(path: str | Path, pieces: Iterable[bytes | memoryview]) -> str:
+def write_file(path: str | Path, pieces: Iterable[bytes | memoryview], mode: int = 0o644) -> str:
     """Write `pieces` so that `path` is either what it was or all of them. Returns the SHA-256 (hex) of what was given.
 
-    When it returns, the file is durable. The hash is of the bytes in memory: what a disk made of them is found out by
-    comparing later. A full disk is an `OSError` that says how far it came and what is free.
+    `mode`: who may read it (0o600: what people have said is theirs alone). When it returns, the file is durable. The
+    hash is of the bytes in memory: what a disk made of them is found out by comparing later. A full disk is an
+    `OSError` that says how far it came and what is free.
     """
     path = Path(path)
     make_dirs(path.parent)
@@ -80,7 +81,7 @@ def write_file(path: str | Path, pieces: Iterable[bytes | memoryview]) -> str:
                 while rest:
                     rest = rest[(n := os.write(fd, rest[:PIECE])) :]
                     written += n
-            os.fchmod(fd, 0o644)  # mkstemp makes 0600; our files are as readable as any other
+            os.fchmod(fd, mode)  # mkstemp makes 0600; our files are as readable as any other
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -97,9 +98,9 @@ def write_file(path: str | Path, pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def atomic_write(path: str | Path, data: bytes | str) -> str:
+def atomic_write(path: str | Path, data: bytes | str, mode: int = 0o644) -> str:
     """`write_file` of one piece; text as UTF-8."""
-    return write_file(path, [data.encode("utf-8") if isinstance(data, str) else data])
+    return write_file(path, [data.encode("utf-8") if isinstance(data, str) else data], mode)
 
 
 def remove_files(directory: Path, names: Iterable[str]) -> None:

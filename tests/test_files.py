@@ -41,6 +41,13 @@ def test_pieces_that_fail_leave_the_old_file(tmp_path):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "old" and os.listdir(tmp_path) == ["file"]
 
 
+def test_a_file_can_be_private(tmp_path):
+    """Also one that was there before, for others to read."""
+    atomic_write(tmp_path / "file", "public")
+    atomic_write(tmp_path / "file", "private", mode=0o600)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
 def test_writers_of_one_file_do_not_mix(tmp_path):
     """Each has a temporary file of its own: the last rename wins, whole."""
     texts = [str(i) * 100_000 for i in range(8)]

@@ -61,7 +61,7 @@ def _numbers_as_python(part: str) -> str:
     """`"007 + 1,250" -> "7 + 1250"`: only digits may have commas between them, and not behind a decimal point."""
     part = re.sub(r"(?<![0-9.])[0-9]+(?:,[0-9]+)+", lambda m: m[0].replace(",", ""), part)
     numbers = re.findall(r"[0-9]+\.?[0-9]*|\.[0-9]+", part)
-    if re.search(r"[,#\\\f]", part) or any(len(number) > LIMITS["digits"] for number in numbers):
+    if re.search(r"""[,#\\\f'"]""", part) or any(len(number) > LIMITS["digits"] for number in numbers):
         raise NotInGrammar
     return re.sub(r"(?<![0-9.])0+(?=[0-9])", "", part)
 

@@ -1,0 +1,218 @@
+"""The chat at a pseudo-terminal or at pipes, as real processes: forked from one that has imported everything once.
+
+    with Terminal(base, "--temperature=0") as terminal:     # python -m scripts.chat_cli --temperature=0, in effect
+        terminal.expect("you> ")
+        terminal.type("hi\\n")
+
+Importing torch takes seconds, forking none. A child has a terminal, a session and an environment of its own, and goes
+through the real command line. `spy`: it also writes a JSON line of what each answer was drawn from.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import tracemalloc
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ------------------------------------------------------------------------------------------- the process that forks
+
+
+def serve() -> None:
+    """For each line of stdin (JSON: terminal or files, arguments, environment) a child: its pid, then its status."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("tyro", "tiktoken", "safetensors.torch", "rich.console", "scripts.chat_cli"):
+        importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if (pid := os.fork()) == 0:
+            live(asked)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def live(asked: dict[str, Any]) -> None:
+    """A child's life: what `python -m scripts.chat_cli` does; it never returns."""
+    status: Any = 1
+    try:
+        os.setsid()
+        for fd, name in enumerate(asked["files"]):  # a terminal that is opened first becomes the session's own
+            opened = os.open(name, os.O_RDWR | (0 if fd == 0 or name.startswith("/dev/") else os.O_CREAT))
+            os.dup2(opened, fd)
+            os.close(opened)
+        at_terminal = os.isatty(1)
+        sys.stdin = os.fdopen(0, encoding="utf-8")
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", buffering=1 if at_terminal else -1)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
+        os.environ.update(asked["environment"])
+        os.chdir(asked["cwd"])
+        sys.argv = ["chat_cli.py", *asked["arguments"]]
+        from nanochat import configurator
+        from scripts import chat_cli
+
+        if asked["spy"]:
+            spy(Path(asked["spy"]))
+        configurator.main(chat_cli.main, chat_cli.Config)
+        status = 0
+    except SystemExit as e:
+        status = e.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def spy(path: Path) -> None:
+    """From now on every answer leaves a line: its prompt and settings, and what memory and caches there are."""
+    from nanochat.engine import Engine
+    from nanochat.kv_cache import KVCache
+
+    start = Engine.start
+    gc.freeze()  # what is there now stays: it need not be looked through every time
+
+    def watched(self: Any, prompts: list, **settings: Any) -> Any:
+        gc.collect()
+        if not tracemalloc.is_tracing():
+            tracemalloc.start()
+        top_p = settings.pop("top_p", 1.0)  # for an engine that does not know it yet
+        seen = {"prompt": self.tokenizer.decode(prompts[0]), "tokens": len(prompts[0]), "top_p": top_p, **settings,
+                "bytes": tracemalloc.get_traced_memory()[0],
+                "caches": sum(type(x) is KVCache for x in gc.get_objects())}
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(seen) + "\n")
+        return start(self, prompts, **settings)
+
+    Engine.start = watched  # type: ignore[method-assign]
+
+
+# --------------------------------------------------------------------------------------------------- the tests' side
+
+
+@cache
+def server() -> subprocess.Popen:
+    """One a test process; it ends with its stdin."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "tests.chat_terminal"], cwd=ROOT, env=environment,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True)
+
+
+def environment(base: Path) -> dict[str, str]:
+    return {"NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80",
+            "PYTHONIOENCODING": "utf-8", "INPUTRC": os.devnull}
+
+
+class Chat:
+    """A running chat. Only one at a time."""
+
+    def __init__(self, base: Path, arguments: tuple[str, ...], files: list[str], cwd: Path, spy: Path | None):
+        asked = {"files": files, "arguments": ["--device_type=cpu", *arguments], "environment": environment(base),
+                 "cwd": str(cwd), "spy": str(spy) if spy else ""}
+        server().stdin.write(json.dumps(asked) + "\n")
+        server().stdin.flush()
+        self.pid = int(server().stdout.readline())
+        self.status: int | None = None
+
+    def wait(self) -> int:
+        if self.status is None:
+            self.status = int(server().stdout.readline())
+        return self.status
+
+
+class Terminal(Chat):
+    """The program at a pseudo-terminal of its own, with what it has shown so far."""
+
+    def __init__(self, base: Path, *arguments: str, cwd: Path = ROOT, spy: Path | None = None):
+        self.master, slave = pty.openpty()
+        super().__init__(base, arguments, [os.ttyname(slave)] * 3, cwd, spy)
+        self.shown = b""
+        self.slave = slave  # held open, so that the terminal lives until the child has opened it
+
+    def expect(self, text: str, seconds: float = 60) -> str:
+        """Wait until `text` is shown; returns all up to and with it, without colours, and forgets that."""
+        end = time.monotonic() + seconds
+        while text.encode() not in self.shown:
+            if self.slave is not None and self.shown:
+                os.close(self.slave)
+                self.slave = None
+            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
+            assert ready, f"waited for {text!r}, saw {self.shown[-500:]!r}"
+            try:
+                more = os.read(self.master, 4096)
+            except OSError:  # Linux's way of saying that the other side has closed
+                more = b""
+            assert more, f"ended without {text!r}, saw {self.shown[-500:]!r}"
+            self.shown += more
+        before, _, self.shown = self.shown.partition(text.encode())
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", before.decode("utf-8", "replace")).replace("\r\n", "\n") + text
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def ask(self, text: str, prompt: str = "you> ") -> str:
+        """Type a line at the prompt; what is shown until the next one."""
+        self.type(text + "\n")
+        return self.expect(prompt)
+
+    def interrupt(self, text: str) -> None:
+        """Ctrl-C, until `text` is shown: readline misses one that comes in the instant after its prompt."""
+        end = time.monotonic() + 60
+        while text.encode() not in self.shown:
+            assert time.monotonic() < end, f"no {text!r} after Ctrl-C, saw {self.shown[-500:]!r}"
+            self.type("\x03")
+            while select.select([self.master], [], [], 1)[0] and text.encode() not in self.shown:
+                self.shown += os.read(self.master, 4096)
+        self.expect(text)
+
+    def end(self) -> int:
+        """The exit status (reading on, since a full terminal would block the program)."""
+        try:
+            while select.select([self.master], [], [], 60)[0] and (more := os.read(self.master, 4096)):
+                self.shown += more
+        except OSError:
+            pass
+        return self.wait()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        if self.slave is not None:
+            os.close(self.slave)
+        os.close(self.master)
+
+
+def piped(folder: Path, base: Path, *arguments: str, text: str | bytes = "", cwd: Path = ROOT) -> tuple[int, str, str]:
+    """The program with a file as stdin: (status, stdout, stderr)."""
+    files = [folder / name for name in ("stdin", "stdout", "stderr")]
+    for path in files:
+        path.write_bytes(b"")
+    files[0].write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
+    status = Chat(base, arguments, [str(path) for path in files], cwd, None).wait()
+    return status, files[1].read_text(encoding="utf-8"), files[2].read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    serve()
