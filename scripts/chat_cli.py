@@ -27,13 +27,17 @@ from nanochat.engine import Engine
 from nanochat.terminal import Person, Printer, ctrl_c, harmless
 
 HELP = """\
-/temp X  /top_k N  /top_p X  /max_tokens N  /seed N   change a setting; without a value: show it
-/settings         show all of them                    /retry        answer the last question again
-/system TEXT      set the system text; - takes it away, without a text: show it
-/save FILE        the whole conversation as JSONL, which CustomJSON reads and a model can be trained on
-/clear            forget the conversation             /help  /quit  (or Ctrl-D)
-Several lines: end a line with a backslash, or write them between two lines of \"""; what stands there may begin with a
-slash. Pasted lines are one message. Ctrl-C stops an answer; the arrow keys bring back what you typed."""
+/temp X  /top_k N  /top_p X  /max_tokens N  /seed N
+              change a setting; without a value: show it
+/settings     show all of them
+/system TEXT  set the system text (-: take it away); without a text: show it
+/retry        answer the last question again
+/save FILE    the whole conversation as JSONL, to be trained on with CustomJSON
+/clear        forget the conversation
+/help  /quit  this text; leave (or Ctrl-D)
+For several lines end a line with a backslash, or write them between two lines
+of \""" (what stands there may begin with a slash); what is pasted stays together.
+Ctrl-C stops an answer; the arrow keys bring back what you typed."""
 SETTINGS = {"temp": "temperature"} | {field.name: field.name for field in fields(Sampling)}
 ALONE = ("settings", "retry", "clear", "help", "quit")  # take no value
 COMMANDS = (*SETTINGS, *ALONE, "system", "save")

@@ -20,7 +20,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import traceback
 import tracemalloc
 from functools import cache
@@ -147,21 +146,27 @@ class Terminal(Chat):
         self.shown = b""
         self.slave = slave  # held open, so that the terminal lives until the child has opened it
 
-    def expect(self, text: str, seconds: float = 60) -> str:
-        """Wait until `text` is shown; returns all up to and with it, without colours, and forgets that."""
-        end = time.monotonic() + seconds
+    def expect(self, text: str, press: str = "") -> str:
+        """Wait until `text` is shown; returns all up to and with it, without colours, and forgets that.
+
+        `press` is typed each second until then. Patience is counted in waits, not by the clock: a machine may sleep.
+        """
+        waits = 0
         while text.encode() not in self.shown:
-            if self.slave is not None and self.shown:
-                os.close(self.slave)
-                self.slave = None
-            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
-            assert ready, f"waited for {text!r}, saw {self.shown[-500:]!r}"
+            if not select.select([self.master], [], [], 1)[0]:
+                waits += 1
+                assert waits < 60, f"waited for {text!r}, saw {self.shown[-500:]!r}"
+                self.type(press)
+                continue
             try:
                 more = os.read(self.master, 4096)
             except OSError:  # Linux's way of saying that the other side has closed
                 more = b""
             assert more, f"ended without {text!r}, saw {self.shown[-500:]!r}"
             self.shown += more
+            if self.slave is not None:  # the child has opened it
+                os.close(self.slave)
+                self.slave = None
         before, _, self.shown = self.shown.partition(text.encode())
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", before.decode("utf-8", "replace")).replace("\r\n", "\n") + text
 
@@ -174,14 +179,9 @@ class Terminal(Chat):
         return self.expect(prompt)
 
     def interrupt(self, text: str) -> None:
-        """Ctrl-C, until `text` is shown: readline misses one that comes in the instant after its prompt."""
-        end = time.monotonic() + 60
-        while text.encode() not in self.shown:
-            assert time.monotonic() < end, f"no {text!r} after Ctrl-C, saw {self.shown[-500:]!r}"
-            self.type("\x03")
-            while select.select([self.master], [], [], 1)[0] and text.encode() not in self.shown:
-                self.shown += os.read(self.master, 4096)
-        self.expect(text)
+        """Ctrl-C, again until `text` is shown: readline misses one that comes in the instant after its prompt."""
+        self.type("\x03")
+        self.expect(text, press="\x03")
 
     def end(self) -> int:
         """The exit status (reading on, since a full terminal would block the program)."""
