@@ -1,6 +1,6 @@
 """A conversation with a model that goes on: its settings, its turns, what of it still fits the context, and saving it.
 
-    chat = ChatSession(engine, Sampling(temperature=0.8), system="Be brief.")
+    chat = ChatSession(engine, ChatSettings(temperature=0.8), system="Be brief.")
     turn = chat.begin("Who are you?")                   # UserError: too long; nothing has changed then
     why = chat.answer(turn, show=lambda kind, text: print(text, end=""))
     turn = chat.begin()                                 # the last question once more, by other random numbers
@@ -27,7 +27,7 @@ ENDS = {"length": "cut off at max_tokens", "context": "cut off: context is full"
 
 
 @dataclass
-class Sampling:
+class ChatSettings:
     """How answers are drawn."""
 
     temperature: float = 0.6
@@ -52,7 +52,7 @@ RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
 }
 
 
-def set_sampling(sampling: Sampling, name: str, value: Any) -> None:
+def set_sampling(sampling: ChatSettings, name: str, value: Any) -> None:
     """Change one setting, given as a value or as text; UserError, and no change, where it cannot be."""
     convert, allowed, wanted = RULES[name]
     try:
@@ -64,9 +64,9 @@ def set_sampling(sampling: Sampling, name: str, value: Any) -> None:
     setattr(sampling, name, converted)
 
 
-def check_sampling(sampling: Sampling) -> None:
+def check_sampling(sampling: ChatSettings) -> None:
     """UserError for what cannot be: before a model is loaded for it."""
-    for field in fields(Sampling):
+    for field in fields(ChatSettings):
         set_sampling(sampling, field.name, getattr(sampling, field.name))
 
 
@@ -83,7 +83,7 @@ class Turn(NamedTuple):
 class ChatSession:
     """One person, one model. `messages` are the person's and the model's in turn, the system text is apart."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str = ""):
+    def __init__(self, engine: Engine, sampling: ChatSettings, system: str = ""):
         self.engine, self.sampling = engine, sampling
         self.system = ""
         self.clear()
@@ -134,14 +134,15 @@ class ChatSession:
         `stopped` is asked after every token; what was said until then is the answer.
         """
         s = self.sampling
-        more = {"top_p": s.top_p} if s.top_p != 1 else {}
         generation = self.engine.start([turn.ids], max_tokens=s.max_tokens, temperature=s.temperature, top_k=s.top_k,
-                                       seed=s.seed + self.drawn, **more)
+                                       top_p=s.top_p, seed=s.seed + self.drawn)
         stream = TextStream(self.engine.tokenizer)
         while not stopped() and (events := generation.step()):
             show(*stream.feed(events[0].token))
         show(*stream.flush())
         finish = generation.rows[0].finish
+        generation.cancel(generation.rows[0])
+        generation.step()  # the engine takes note of what was computed, for the next turn
         self.drawn += 1
         self.start = turn.start
         self.messages[turn.before:] = [{"role": "user", "content": turn.question},

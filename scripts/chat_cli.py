@@ -14,13 +14,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from nanochat import configurator
-from nanochat.chat_session import ChatSession, Sampling, Turn, check_sampling
+from nanochat.chat_session import ChatSession, ChatSettings, Turn, check_sampling
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import UserError, compute_init, get_base_dir, resolve_dtype
 from nanochat.engine import Engine
@@ -38,13 +38,13 @@ HELP = """\
 For several lines end a line with a backslash, or write them between two lines
 of \""" (what stands there may begin with a slash); what is pasted stays together.
 Ctrl-C stops an answer; the arrow keys bring back what you typed."""
-SETTINGS = {"temp": "temperature"} | {field.name: field.name for field in fields(Sampling)}
+SETTINGS = {"temp": "temperature"} | {field.name: field.name for field in fields(ChatSettings)}
 ALONE = ("settings", "retry", "clear", "help", "quit")  # take no value
 COMMANDS = (*SETTINGS, *ALONE, "system", "save")
 
 
 @dataclass
-class Config(Sampling):
+class Config(ChatSettings):
     source: str = "sft"
     """Which stage's model: base, mid, sft or rl."""
     model_tag: str = ""
@@ -59,6 +59,8 @@ class Config(Sampling):
     """cpu, cuda or mps (empty: the best there is)."""
     dtype: str = "auto"
     """auto, bfloat16 or float32."""
+    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """On a CPU, how the weights are kept for reading: fewer bytes are faster (auto: as --dtype says)."""
 
 
 def note(text: str) -> None:
@@ -88,7 +90,7 @@ def obey(chat: ChatSession, name: str, value: str) -> str:
             chat.set(SETTINGS[name], value)
         return f"{SETTINGS[name]} = {getattr(chat.sampling, SETTINGS[name])}"
     if name == "settings":
-        shown = [f"{field.name} = {getattr(chat.sampling, field.name)}" for field in fields(Sampling)]
+        shown = [f"{field.name} = {getattr(chat.sampling, field.name)}" for field in fields(ChatSettings)]
         return "\n".join([*shown, f"system = {chat.system or '(none)'}"])
     if name == "system":
         if value:
@@ -146,7 +148,9 @@ def main(config: Config) -> None:
         _, _, _, _, device = compute_init(config.device_type, config.seed)
         model, tokenizer, _ = load_model(config.source, device, "eval", config.model_tag, config.step,
                                          resolve_dtype(config.dtype, device.type))
-    chat, console = ChatSession(Engine(model, tokenizer), config, config.system), Console(highlight=False)
+        # what earlier turns computed is kept, for this conversation and some before it
+        engine = Engine(model, tokenizer, config.weights, prefix_positions=4 * model.config.sequence_len)
+    chat, console = ChatSession(engine, config, config.system), Console(highlight=False)
     if not config.prompt:
         return converse(chat, Person(get_base_dir() / "chat_history", note), console)
     if say(chat, chat.begin(question.strip()), console):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nanochat.chat_session import RULES, ChatSession, Sampling, check_sampling
+from nanochat.chat_session import RULES, ChatSession, ChatSettings, check_sampling
 from nanochat.checkpoint_manager import load_model, model_config_dict, save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
@@ -81,7 +81,7 @@ def chat(base, monkeypatch):
     """A session within this process."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
     model, tokenizer, _ = load_model("sft", torch.device("cpu"), "eval", dtype=torch.float32)
-    return ChatSession(Engine(model, tokenizer), Sampling(max_tokens=40))
+    return ChatSession(Engine(model, tokenizer), ChatSettings(max_tokens=40))
 
 
 def reply(chat: ChatSession, question: str | None = None) -> str:
