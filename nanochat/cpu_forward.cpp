@@ -105,6 +105,13 @@ inline vec exp_negative(vec x) {
     return p * (vec)((whole + 127) << 23);
 }
 
+// cap * tanh(x / cap), by (1 - e) / (1 + e) with e = exp(-2 |x| / cap)
+inline vec soft_cap(vec x, float cap) {
+    vec e = exp_negative((x < 0.0f ? x : -x) * (2 / cap));
+    vec y = cap * (1.0f - e) / (1.0f + e);
+    return x < 0.0f ? -y : y;
+}
+
 // ------------------------------------------------------------------ threads
 
 // A group of threads that run the same code and share its loops.
@@ -310,10 +317,11 @@ struct Request {
     float* x;                    // (tokens, width) embeddings, overwritten
     int64_t wanted;              // how many tokens' logits are wanted,
     const int32_t* which;        // (wanted,) and of which
-    float* logits;               // (wanted, vocab) before the soft cap
+    float* logits;               // (wanted, vocab)
     float* scratch;              // see cpu_forward.py
     int64_t longest;             // keys of the longest row, this call's included
     int64_t threads;
+    float cap;                   // logits are cap * tanh(x / cap)
 };
 
 }  // extern "C"
@@ -364,6 +372,12 @@ template <class W, class C> void work(const Request& r, Team& team, float* weigh
     team.share(r.wanted, [&](long i) { norm(x + r.which[i] * narrow, normed + i * narrow, width); });
     multiply(team, matrix(4 * r.layers, r.vocab, width), normed, narrow, r.wanted, r.logits, r.vocab, STORE,
              room);
+    constexpr long PIECE = 256 * PANEL;
+    const long numbers = r.wanted * r.vocab;
+    team.share((numbers + PIECE - 1) / PIECE, [&](long i) {
+        const long end = (i + 1) * PIECE < numbers ? (i + 1) * PIECE : numbers;
+        for (long j = i * PIECE; j < end; j += LANES) store(r.logits + j, soft_cap(load(r.logits + j), r.cap));
+    });
 }
 
 template <class W, class C> void forward(const Request& r) {

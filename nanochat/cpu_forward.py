@@ -24,6 +24,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,6 @@ from torch import Tensor
 from nanochat.common import UserError
 from nanochat.gpt import GPT, LOGIT_CAP
 from nanochat.kv_cache import KVCache
-from nanochat.loss_head import soft_cap
 from nanochat.torch_forward import fingerprint
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -62,6 +62,7 @@ class Request(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("which", "logits", "scratch")),
         ("longest", ctypes.c_int64),
         ("threads", ctypes.c_int64),
+        ("cap", ctypes.c_float),
     ]
 
 
@@ -192,36 +193,39 @@ class CpuForward:
         cache.reserve(cache.batch_size, max(ends))
         if max(ends) > self.model.cos.size(1):
             self.model._grow_rotary(max(ends))
+        rows, positions, last = array("i"), array("i"), []  # of each token; the end of each row in the flat list
+        for i, (start, row) in enumerate(zip(starts, ids), start=first_row):
+            rows.extend([i] * len(row))
+            positions.extend(range(start, start + len(row)))
+            last.append(len(rows) - 1)
         flat = torch.tensor([token for row in ids for token in row])
-        rows = torch.tensor([first_row + i for i, row in enumerate(ids) for _ in row], dtype=torch.int32)
-        positions = torch.tensor([start + j for start, row in zip(starts, ids) for j in range(len(row))],
-                                 dtype=torch.int32)
-        last = torch.tensor([len(row) for row in ids]).cumsum(0) - 1  # of each row, in the flat list
-        logits = torch.cat([self._run(flat[a : a + CHUNK], rows[a : a + CHUNK], positions[a : a + CHUNK],
-                                      last[(last >= a) & (last < a + CHUNK)] - a, cache, max(ends))
-                            for a in range(0, len(flat), CHUNK)])
+        logits = [self._run(flat[a : a + CHUNK], rows[a : a + CHUNK], positions[a : a + CHUNK],
+                            array("i", [i - a for i in last if a <= i < a + CHUNK]), cache, max(ends))
+                  for a in range(0, len(rows), CHUNK)]
         lengths = list(cache.host_lengths)
         lengths[first_row : first_row + len(ids)] = ends
         cache.set_lengths(lengths)
-        return soft_cap(logits[:, : self.model.config.vocab_size], LOGIT_CAP)
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    def _run(self, ids: Tensor, rows: Tensor, positions: Tensor, which: Tensor, cache: KVCache, longest: int) -> Tensor:
-        """One call: logits (len(which), padded V) without the soft cap."""
-        c, n, model = self.model.config, len(ids), self.model
+    def _run(self, ids: Tensor, rows: array, positions: array, which: array, cache: KVCache, longest: int) -> Tensor:
+        """One call: logits (len(which), vocab_size)."""
+        c, n, model = self.model.config, len(rows), self.model
         padded = [size + -size % PANEL for size in (c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, 4 * c.n_embd)]
         x = F.pad(model.transformer.wte(ids).float(), (0, padded[0] - c.n_embd))  # (n, padded width)
-        which = which.to(torch.int32)
-        vocab = model.padded_vocab_size
-        logits = torch.empty(len(which), vocab)
+        logits = torch.empty(len(which), model.padded_vocab_size)
         scratch = torch.empty(n * (padded[0] + max(padded[1:]) + padded[2]))
         store = cache.store
         kv_stride, layer_stride, row_stride, head_stride = store.stride()[:4]
         self.function(Request(
-            c.n_layer, c.n_head, c.n_kv_head, c.head_dim, c.n_embd, vocab,
+            c.n_layer, c.n_head, c.n_kv_head, c.head_dim, c.n_embd, model.padded_vocab_size,
             ctypes.addressof(self._matrices), ctypes.addressof(self._scales),
             model.cos.data_ptr(), model.sin.data_ptr(),
             store.data_ptr(), kv_stride, layer_stride, row_stride, head_stride,
-            n, rows.data_ptr(), positions.data_ptr(), x.data_ptr(), len(which), which.data_ptr(), logits.data_ptr(),
-            scratch.data_ptr(), longest, torch.get_num_threads(),
+            n, _address(rows), _address(positions), x.data_ptr(), len(which), _address(which), logits.data_ptr(),
+            scratch.data_ptr(), longest, torch.get_num_threads(), LOGIT_CAP,
         ))
-        return logits
+        return logits[:, : c.vocab_size]
+
+
+def _address(x: array) -> int:
+    return x.buffer_info()[0]

@@ -152,7 +152,8 @@ class Generation:
         if not self.active:
             return []
         uniforms = [uniform(row.seed, row.index, len(row.ids)) for row in self.active]
-        tokens = sample_rows(torch.cat(logits), [row.sampling for row in self.active], uniforms).tolist()
+        together = logits[0] if len(logits) == 1 else torch.cat(logits)
+        tokens = sample_rows(together, [row.sampling for row in self.active], uniforms).tolist()
         tokenizer, specials = self.engine.tokenizer, self.engine.specials
         return [Event(row, *row.push(token, tokenizer, specials)) for row, token in zip(self.active, tokens)]
 

@@ -83,9 +83,9 @@ def sample_rows(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence
     groups: dict[Sampling, list[int]] = {}
     for row, sampling in enumerate(settings):
         groups.setdefault(sampling, []).append(row)
+    if len(groups) == 1:
+        return sample_next_token(logits, uniforms, settings[0].temperature, settings[0].top_k, settings[0].top_p)
     tokens = torch.empty(len(settings), dtype=torch.long, device=logits.device)
-    for sampling, rows in groups.items():
-        part = logits if len(groups) == 1 else logits[rows]
-        tokens[rows] = sample_next_token(part, [uniforms[row] for row in rows], sampling.temperature, sampling.top_k,
-                                         sampling.top_p)
+    for s, rows in groups.items():
+        tokens[rows] = sample_next_token(logits[rows], [uniforms[row] for row in rows], s.temperature, s.top_k, s.top_p)
     return tokens

@@ -375,7 +375,7 @@ def test_settings_are_checked_before_a_model_is_loaded():
         check_sampling(Config(**{name: value}))
 
 
-def test_top_p_reaches_the_engine_only_when_it_does_something(chat, monkeypatch):
+def test_top_p_reaches_the_engine(chat, monkeypatch):
     given = []
 
     def start(prompts, top_p=None, **settings):
@@ -387,7 +387,7 @@ def test_top_p_reaches_the_engine_only_when_it_does_something(chat, monkeypatch)
     reply(chat, "hi")
     chat.set("top_p", "0.9")
     reply(chat, "hi")
-    assert given == [None, 0.9]
+    assert given == [1.0, 0.9]
 
 
 # --------------------------------------------------------------------------- a long one, and saving it
