@@ -6,14 +6,14 @@
 
 For each depth (width 64 × depth, heads of 128, vocabulary 32 768, random weights) the same model is run by our engine,
 in each form of its weights, and by `generate` of `transformers`, as `nanochat.export` gives it to
-`NanoChatForCausalLM`, in float32 and bfloat16. A round runs each of them once, in an order that changes; figures are medians of the rounds. A
-batch has as many prompts of `--prompt` random tokens, and each gets `--tokens` greedy ones; the first step, with the
-prompt, is told apart ("first token"). Nothing ends early.
+`NanoChatForCausalLM`, in float32 and bfloat16. A round runs each of them once, in an order that changes; figures are
+medians of the rounds. A batch has as many prompts of `--prompt` random tokens, and each gets `--tokens` greedy ones;
+the first step, with the prompt, is told apart ("first token"). Nothing ends early.
 
 The read bandwidth is measured in each round, with as many threads: the faster of PyTorch's sum and dot product over
-half a gigabyte (on CUDA: a copy). The share of it is what a step must read at least, weights and the cache's used part, over
-its time. Ragged requests (prompts of 8 to 64 tokens, 16 to 96 to be written) go through the engine together and one
-after the other.
+half a gigabyte (on CUDA: a copy). The share of it is what a step must read at least, weights and the cache's used
+part, over its time. Ragged requests (prompts of 8 to 64 tokens, 16 to 96 to be written) go through the engine together
+and one after the other.
 
 The last line printed is JSON. `batch1_vs_transformers`: our bfloat16 against the faster of their two at the largest
 depth; `roofline_share`: the same at batch 1; `continuous_vs_sequential`: of the dtype that is the default here.

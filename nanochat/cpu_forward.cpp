@@ -38,6 +38,7 @@ constexpr int LANES = 8;
 constexpr int PANEL = 16;              // output columns that are stored side by side: weights are (N / PANEL, K, PANEL)
 constexpr int PARTS = PANEL / LANES;   // vectors a panel
 constexpr int UNIT = 4;                // panels that a thread takes at a time
+constexpr int AHEAD = 2048;            // bytes of weights that are fetched before they are needed
 constexpr int TILE = 6;                // rows that share a load of the weights: TILE * PARTS sums stay in registers
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));  // aligned(4): any float's address will do
@@ -158,6 +159,9 @@ void tile(const float* x, const W* w, const float* scale, long K, float* y, long
     vec sums[M][P][PARTS] = {};
     for (long k = 0; k < K; k++) {
         vec column[P][PARTS];
+        if (M > 1)  // with sums to do for several rows the hardware looks ahead too little
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) __builtin_prefetch((const char*)(w + (p * K + k) * PANEL) + AHEAD);
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++)
 #pragma GCC unroll 8

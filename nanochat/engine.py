@@ -151,7 +151,8 @@ class Generation:
         logits += self._admit()
         if not self.active:
             return []
-        uniforms = [uniform(row.seed, row.index, len(row.ids)) for row in self.active]
+        uniforms = [uniform(row.seed, row.index, len(row.ids)) if row.sampling.temperature else 0.0
+                    for row in self.active]
         together = logits[0] if len(logits) == 1 else torch.cat(logits)
         tokens = sample_rows(together, [row.sampling for row in self.active], uniforms).tolist()
         tokenizer, specials = self.engine.tokenizer, self.engine.specials

@@ -36,8 +36,15 @@ class KVCache:
         self._set_lengths([0] * batch_size)
 
     def _set_lengths(self, lengths: list[int]) -> None:
-        self.host_lengths = lengths  # the same numbers on the host: asking the device each step would wait for it
-        self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.store.device)
+        self.host_lengths = lengths  # on the host too: asking the device each step would wait for it
+        self._lengths: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """The filled positions of each row: (B,) int64, on the device."""
+        if self._lengths is None:
+            self._lengths = torch.tensor(self.host_lengths, dtype=torch.long, device=self.store.device)
+        return self._lengths
 
     @property
     def batch_size(self) -> int:
@@ -72,8 +79,9 @@ class KVCache:
 
     def advance(self, T: int) -> None:
         """All rows became T longer."""
-        self.host_lengths = [n + T for n in self.host_lengths]
-        self.lengths = self.lengths + T
+        lengths = self.lengths + T
+        self._set_lengths([n + T for n in self.host_lengths])
+        self._lengths = lengths  # counted on the device, so that nothing is copied there
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
         """Row i is `lengths[i]` long now: what was written behind it counts, or what is behind is forgotten, such as
