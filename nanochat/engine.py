@@ -254,8 +254,11 @@ class Engine:
         for name, value, least in (("num_samples", num_samples, 1), ("max_tokens", max_tokens, 0)):
             if value is not None and value < least:
                 raise UserError(f"{name}={value} is impossible: it must be at least {least}")
-        rows = []
+        vocab_size, rows = self.model.config.vocab_size, []
         for i, prompt in enumerate(prompts):
+            if prompt and not 0 <= min(prompt) <= max(prompt) < vocab_size:
+                raise UserError(f"the prompt has a token that the model does not know (0 to {vocab_size - 1}): "
+                                "was it made with another tokenizer?")
             if not prompt:
                 raise UserError("an empty prompt has nothing to go on from: begin with <|bos|>")
             room = context - len(prompt)

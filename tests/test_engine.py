@@ -381,6 +381,15 @@ def test_random_trials(tokenizer, seed):
     assert trial(seed, tokenizer)[1] == []
 
 
+@pytest.mark.parametrize("bad", [-1, 10**6])
+def test_tokens_of_another_vocabulary_are_refused(engine, bad):
+    for prompt in ([bad], [1, bad], [bad, 1]):
+        with pytest.raises(UserError, match="another tokenizer"):
+            engine.generate_batch(prompt, max_tokens=1)
+    with pytest.raises(UserError, match="another tokenizer"):
+        engine.generate_batch([engine.model.config.vocab_size], max_tokens=1)
+
+
 def test_rows_join_and_leave_while_others_are_written(engine):
     """What joins later, or is cancelled, changes nothing for the others; a cancelled row's place is free at once."""
     V = engine.model.config.vocab_size
