@@ -10,16 +10,19 @@ through the real command line. `spy`: it also writes a JSON line of what each an
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import pty
+import queue
 import re
 import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import tracemalloc
 from functools import cache
@@ -107,17 +110,34 @@ def spy(path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- the tests' side
 
 
-@cache
-def server() -> subprocess.Popen:
-    """One a test process; it ends with its stdin."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "tests.chat_terminal"], cwd=ROOT, env=environment,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True)
+class Server:
+    """The process that forks, and a queue of what it says."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.chat_terminal"], cwd=ROOT, encoding="utf-8",
+                                        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, start_new_session=True)  # it ends with its stdin
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.put(line)
+
+    def ask(self, asked: dict[str, Any]) -> None:
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+
+    def number(self) -> int:
+        return int(self.lines.get(timeout=120))
+
+
+server = cache(Server)  # one a test process
 
 
 def environment(base: Path) -> dict[str, str]:
     return {"NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80",
-            "PYTHONIOENCODING": "utf-8", "INPUTRC": os.devnull}
+            "PYTHONIOENCODING": "utf-8", "INPUTRC": str(base / "inputrc")}
 
 
 class Chat:
@@ -126,15 +146,21 @@ class Chat:
     def __init__(self, base: Path, arguments: tuple[str, ...], files: list[str], cwd: Path, spy: Path | None):
         asked = {"files": files, "arguments": ["--device_type=cpu", *arguments], "environment": environment(base),
                  "cwd": str(cwd), "spy": str(spy) if spy else ""}
-        server().stdin.write(json.dumps(asked) + "\n")
-        server().stdin.flush()
-        self.pid = int(server().stdout.readline())
+        server().ask(asked)
+        self.pid = server().number()
         self.status: int | None = None
 
     def wait(self) -> int:
         if self.status is None:
-            self.status = int(server().stdout.readline())
+            self.status = server().number()
         return self.status
+
+    def kill(self) -> None:
+        """If it is not over yet."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait()
 
 
 class Terminal(Chat):
@@ -143,20 +169,21 @@ class Terminal(Chat):
     def __init__(self, base: Path, *arguments: str, cwd: Path = ROOT, spy: Path | None = None):
         self.master, slave = pty.openpty()
         super().__init__(base, arguments, [os.ttyname(slave)] * 3, cwd, spy)
-        self.shown = b""
+        self.shown = self.raw = b""  # not yet expected; what `expect` has taken last, with all control sequences
         self.slave = slave  # held open, so that the terminal lives until the child has opened it
 
     def expect(self, text: str, press: str = "") -> str:
         """Wait until `text` is shown; returns all up to and with it, without colours, and forgets that.
 
-        `press` is typed each second until then. Patience is counted in waits, not by the clock: a machine may sleep.
+        `press` is typed every five seconds until then. Patience is counted in waits, for a machine may sleep.
         """
         waits = 0
         while text.encode() not in self.shown:
             if not select.select([self.master], [], [], 1)[0]:
                 waits += 1
                 assert waits < 60, f"waited for {text!r}, saw {self.shown[-500:]!r}"
-                self.type(press)
+                if waits % 5 == 0:  # not at the first: a machine that has slept has not missed anything
+                    self.type(press)
                 continue
             try:
                 more = os.read(self.master, 4096)
@@ -167,8 +194,8 @@ class Terminal(Chat):
             if self.slave is not None:  # the child has opened it
                 os.close(self.slave)
                 self.slave = None
-        before, _, self.shown = self.shown.partition(text.encode())
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", before.decode("utf-8", "replace")).replace("\r\n", "\n") + text
+        self.raw, _, self.shown = self.shown.partition(text.encode())
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.raw.decode("utf-8", "replace")).replace("\r\n", "\n") + text
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -196,9 +223,7 @@ class Terminal(Chat):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self.wait()
+        self.kill()
         if self.slave is not None:
             os.close(self.slave)
         os.close(self.master)
@@ -210,7 +235,11 @@ def piped(folder: Path, base: Path, *arguments: str, text: str | bytes = "", cwd
     for path in files:
         path.write_bytes(b"")
     files[0].write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
-    status = Chat(base, arguments, [str(path) for path in files], cwd, None).wait()
+    chat = Chat(base, arguments, [str(path) for path in files], cwd, None)
+    try:
+        status = chat.wait()
+    finally:
+        chat.kill()
     return status, files[1].read_text(encoding="utf-8"), files[2].read_text(encoding="utf-8")
 
 

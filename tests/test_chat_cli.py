@@ -216,8 +216,10 @@ def test_the_end_of_input_ends_a_message(pieces, text):
 
 
 def test_several_lines_at_the_terminal(base, tmp_path):
+    (base / "inputrc").write_text("set enable-bracketed-paste off\n", encoding="utf-8")  # as readline was before 8.1
     with Terminal(base, spy=tmp_path / "spy") as terminal:
         terminal.expect("you> ")
+        assert b"\x1b[?2004h" in terminal.raw  # the terminal is asked to mark what is pasted
         terminal.ask("one\\", "...> ")
         terminal.ask("  two")
         terminal.ask('"""', "...> ")
@@ -270,6 +272,7 @@ def test_ctrl_c_and_ctrl_d(base):
             terminal.interrupt("/quit leaves")  # at the prompt it does not leave
             terminal.expect("you> ")
         terminal.type("half a line")
+        terminal.expect("half a line")  # else Ctrl-C takes it away while readline waits for it: then it misses both
         terminal.interrupt("/quit leaves")
         terminal.expect("you> ")
         assert SAID in terminal.ask("hi")
