@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import pty
@@ -36,7 +37,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def serve() -> None:
-    """For each line of stdin (JSON: terminal or files, arguments, environment) a child: its pid, then its status."""
+    """For each line of stdin (JSON: terminal or files, arguments, environment) a child.
+
+    Said are `started KEY PID` and `ended KEY STATUS`: who has given up on one child is not to take it for the next.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -47,8 +51,8 @@ def serve() -> None:
         asked = json.loads(line)
         if (pid := os.fork()) == 0:
             live(asked)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print("started", asked["key"], pid, flush=True)
+        print("ended", asked["key"], os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def live(asked: dict[str, Any]) -> None:
@@ -128,11 +132,18 @@ class Server:
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
 
-    def number(self) -> int:
-        return int(self.lines.get(timeout=120))
+    def hear(self, event: str, key: int) -> int:
+        """The number that comes with this event of this child. Patience is counted in waits: a machine may sleep."""
+        for _ in range(600):
+            with contextlib.suppress(queue.Empty):
+                said, of, number = self.lines.get(timeout=1).split()
+                if (said, int(of)) == (event, key):
+                    return int(number)
+        raise AssertionError(f"the chat has not {event} in ten minutes")
 
 
 server = cache(Server)  # one a test process
+keys = itertools.count()
 
 
 def environment(base: Path) -> dict[str, str]:
@@ -146,13 +157,14 @@ class Chat:
     def __init__(self, base: Path, arguments: tuple[str, ...], files: list[str], cwd: Path, spy: Path | None):
         asked = {"files": files, "arguments": ["--device_type=cpu", *arguments], "environment": environment(base),
                  "cwd": str(cwd), "spy": str(spy) if spy else ""}
+        self.key = asked["key"] = next(keys)
         server().ask(asked)
-        self.pid = server().number()
+        self.pid = server().hear("started", self.key)
         self.status: int | None = None
 
     def wait(self) -> int:
         if self.status is None:
-            self.status = server().number()
+            self.status = server().hear("ended", self.key)
         return self.status
 
     def kill(self) -> None:

@@ -108,7 +108,7 @@ def test_one_question(base):
     """stdout is the answer and nothing else, whole characters and the folded tool call in it."""
     # trap: utf8-stream
     process = python(base, "-p", "Who are you?")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out == f"{SAID}\n"
     assert not (base / "chat_history").exists()
@@ -117,7 +117,7 @@ def test_one_question(base):
 def test_a_reader_that_leaves_is_no_traceback(base):
     process = python(base, "-p", "Who are you?")
     process.stdout.close()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 1 and "Traceback" not in err and "rror" not in err
 
 
