@@ -78,7 +78,9 @@ class DecodeGraphs:
         self.function = torch.compile(self._step) if compiled else self._step
         self.steps: dict[tuple[int, int], Step] = {}
         self.address: tuple[int, ...] = ()  # of the memory that the steps were recorded with
-        model._grow_rotary(key_bucket(model.config.sequence_len))  # once: a graph knows the table's address too
+        if model.cos.size(1) < key_bucket(model.config.sequence_len):  # else it may be in another's graphs
+            model._grow_rotary(key_bucket(model.config.sequence_len))
+        self.table: tuple[Tensor, ...] = ()  # the rotary table that they were recorded with
 
     def _step(self, tokens: Tensor, store: Tensor, lengths: Tensor, room: Tensor) -> Tensor:
         """tokens (B, 1), all of the cache's memory, lengths (B,), a tensor of as many elements as there are keys."""
@@ -90,9 +92,11 @@ class DecodeGraphs:
         n, rows, keys = len(tokens), row_bucket(len(tokens)), key_bucket(cache.used + 1)
         cache.reserve(max(2, rows), keys)  # two, since a size of one would be compiled for itself
         address = (cache.store.data_ptr(), *cache.store.shape)
-        if address != self.address:  # a graph knows addresses, not tensors
-            self.steps.clear()
-            self.address = address
+        if keys > self.model.cos.size(1):
+            self.model._grow_rotary(keys)  # here, and not while it is recorded
+        if address != self.address or not self.table or self.table[0] is not self.model.cos:
+            self.steps.clear()  # a graph knows addresses, not tensors
+            self.address, self.table = address, (self.model.cos, self.model.sin)
         if (rows, keys) not in self.steps:
             self.steps[rows, keys] = self._record(cache.store, rows, keys)
         step = self.steps[rows, keys]
@@ -125,6 +129,6 @@ class DecodeGraphs:
                 self.function(*arguments)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may pin memory meanwhile
             logits = self.function(*arguments)
         return Step(tokens, lengths, logits, graph.replay)

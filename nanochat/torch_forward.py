@@ -22,10 +22,13 @@ from nanochat.decode_graph import DecodeGraphs, key_bucket, row_bucket
 from nanochat.kv_cache import KVCache
 
 
-def fingerprint(model: Any) -> list[float]:
-    """A few numbers of every matrix, to see cheaply that the weights were trained on: an optimizer moves them all."""
-    return torch.stack([p.detach().flatten()[:: max(1, p.numel() // 16)][:16].float().sum()
-                        for p in model.parameters()]).tolist()
+def fingerprint(model: Any) -> tuple[list[float], list[int]]:
+    """What tells cheaply that the weights have changed: a few numbers of every matrix, since an optimizer moves them
+    all (through other names of the same memory, which are not counted), and how often each was written to by its own
+    name."""
+    parameters = list(model.parameters())
+    numbers = torch.stack([p.detach().flatten()[:: max(1, p.numel() // 16)][:16].float().sum() for p in parameters])
+    return numbers.tolist(), [0 if p.is_inference() else p._version for p in parameters]
 
 
 class TorchForward:
@@ -38,11 +41,21 @@ class TorchForward:
         self.graphs = DecodeGraphs(model, compiled=compile_problem(device) is None) if device == "cuda" else None
         self._store: Tensor | None = None  # a cache's memory, for the next cache: graphs know it by its address
         self._user: Callable[[], KVCache | None] = lambda: None  # which cache uses it now
+        self._addresses = [p.data_ptr() for p in model.parameters()]
 
     def refresh(self) -> bool:
         """Whether the weights have changed since the last call; keys and values from before are worthless then."""
         before, self._fingerprint = self._fingerprint, fingerprint(self.model)
-        return before != self._fingerprint
+        if self.graphs is not None:
+            was_at, self._addresses = self._addresses, [p.data_ptr() for p in self.model.parameters()]
+            if was_at != self._addresses:  # an optimizer took over their memory, say: graphs would read what was there
+                self.graphs.steps.clear()
+        if before == self._fingerprint:
+            return False
+        if self._store is not None and self._user() is None:
+            with torch.inference_mode():
+                self._store.zero_()  # weights of NaN may have filled it with NaN
+        return True
 
     def new_cache(self, rows: int, positions: int) -> KVCache:
         """A cache of empty rows, with room for at least so many positions."""
@@ -67,7 +80,7 @@ class TorchForward:
         """
         if self.graphs is not None and len(ids) == cache.batch_size and all(len(row) == 1 for row in ids):
             logits = self.graphs([row[0] for row in ids], cache)
-            self._store = cache.store  # it may have grown
+            self._store, self._user = cache.store, weakref.ref(cache)  # it may have grown, or not be the youngest
             return logits
         stop, counts = first_row + len(ids), [len(row) for row in ids]
         longest, lengths = max(counts), list(cache.host_lengths)

@@ -88,3 +88,83 @@ def test_compiled_a_few_times_for_all_shapes(device, monkeypatch):
     for lengths in ([5], [300], [254, 3], [1, 20, 7], [511, 2, 2], [3] * 9, [9]):
         compare(model, forward, lengths, steps=3)
     assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+def plain_graphs(model) -> TorchForward:
+    forward = TorchForward(model)
+    forward.graphs = DecodeGraphs(model, compiled=False)
+    return forward
+
+
+def test_memory_in_use_is_not_given_away():
+    """Of two caches the younger goes while the older one is decoding: a third must not get the older one's memory."""
+    forward = plain_graphs(make_model())
+    a, b = forward.new_cache(2, 8), forward.new_cache(2, 8)
+    for cache in (a, b, a):
+        forward([[1], [2]], cache)
+    del b, cache
+    c = forward.new_cache(2, 8)
+    assert c.store.data_ptr() != a.store.data_ptr()
+    address = c.store.data_ptr()
+    del a, c
+    assert forward.new_cache(2, 8).store.data_ptr() == address  # the last one's is free
+
+
+def recorded(forward: TorchForward, monkeypatch) -> list[tuple[int, int]]:
+    """A list that grows by each step that is recorded."""
+    steps, record = [], forward.graphs._record
+
+    def note(store, rows, keys):
+        steps.append((rows, keys))
+        return record(store, rows, keys)
+
+    monkeypatch.setattr(forward.graphs, "_record", note)
+    return steps
+
+
+def test_a_second_engine_leaves_the_first_ones_addresses_alone():
+    """A recorded graph reads the rotary table where it was."""
+    model = make_model()
+    plain_graphs(model)
+    table = model.cos
+    plain_graphs(model)
+    assert model.cos is table
+
+
+@pytest.mark.parametrize("moves", ["table", "longer", "weights"])
+def test_what_moved_is_recorded_anew(moves, monkeypatch):
+    """The rotary table or the weights at another address: graphs of before would read what is there now."""
+    model = make_model()
+    forward = plain_graphs(model)
+    steps = recorded(forward, monkeypatch)
+    cache = forward.new_cache(1, 8)
+    for token in (1, 2):
+        forward([[token]], cache)
+    assert len(steps) == 1
+    if moves == "table":
+        model._grow_rotary(model.cos.size(1))
+    elif moves == "longer":
+        model(torch.zeros(1, model.cos.size(1) + 1, dtype=torch.long))
+    else:
+        kept = [p.data for p in model.parameters()]  # so that the new ones stand elsewhere
+        for p in model.parameters():
+            p.data = p.data.clone()
+        assert kept and not forward.refresh()  # they are what they were: keys and values stay good
+    for token in (3, 4):
+        forward([[token]], cache)
+    assert len(steps) == 2
+
+
+def test_memory_is_clean_when_weights_were_not():
+    """Weights of NaN fill the memory with NaN; once they are mended, 0 · NaN must not poison what comes next."""
+    model = make_model()
+    forward = plain_graphs(model)
+    good = [p.clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.fill_(float("nan"))
+    ids = random_ids(20)
+    assert forward([ids], forward.new_cache(1, 32)).isnan().all() and forward.refresh()
+    for p, mended in zip(model.parameters(), good):
+        p.copy_(mended)
+    assert forward.refresh()
+    compare(model, forward, [3], steps=3)
