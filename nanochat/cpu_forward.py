@@ -16,6 +16,7 @@ the compiler and what this CPU can do.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -79,6 +80,13 @@ def kernel_dir() -> Path:
 @functools.cache
 def load_library() -> ctypes.CDLL:
     """Compile the C++ file unless this was done before, and load it. UserError where that cannot be."""
+    try:
+        return _load()
+    except OSError as e:  # no folder at all to run things from, a compiler that is no program, ...
+        raise UserError(f"the kernel for CPUs cannot be compiled and loaded: {e}") from e
+
+
+def _load() -> ctypes.CDLL:
     cxx = compiler()
     if cxx is None:
         raise UserError("no C++ compiler (on Debian: apt-get install g++)")
@@ -139,7 +147,8 @@ def in_large_pages(x: Tensor) -> Tensor:
     size = 2 * 1024 * 1024
     memory = mmap.mmap(-1, -(-x.nbytes // size) * size + size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel that has none
+            memory.madvise(mmap.MADV_HUGEPAGE)
     flat = torch.frombuffer(memory, dtype=torch.uint8)
     start = -flat.data_ptr() % size
     return flat[start : start + x.nbytes].view(x.dtype).view(x.shape).copy_(x)
@@ -152,8 +161,13 @@ class CpuForward:
         self.model, self.weights = model, weights
         self.function = getattr(load_library(), f"forward_{weights}")
         self.function.argtypes, self.function.restype = [ctypes.POINTER(Request)], None
-        self._fingerprint: list[float] = []
+        self._fingerprint: tuple[list[float], list[int]] | None = None
+        self._grow_rotary(model.config.sequence_len)
         self.refresh()
+
+    def _grow_rotary(self, positions: int) -> None:
+        """A table of our own: the model's may be cast with it, or moved."""
+        self.cos, self.sin = self.model._precompute_rotary_embeddings(positions, self.model.config.head_dim)
 
     def refresh(self) -> bool:
         """Take over the weights anew if they have changed; returns whether they have."""
@@ -191,8 +205,8 @@ class CpuForward:
         starts = cache.host_lengths[first_row : first_row + len(ids)]
         ends = [start + len(row) for start, row in zip(starts, ids, strict=True)]
         cache.reserve(cache.batch_size, max(ends))
-        if max(ends) > self.model.cos.size(1):
-            self.model._grow_rotary(max(ends))
+        if max(ends) > self.cos.size(1):
+            self._grow_rotary(max(max(ends), 2 * self.cos.size(1)))
         rows, positions, last = array("i"), array("i"), []  # of each token; the end of each row in the flat list
         for i, (start, row) in enumerate(zip(starts, ids), start=first_row):
             rows.extend([i] * len(row))
@@ -219,7 +233,7 @@ class CpuForward:
         self.function(Request(
             c.n_layer, c.n_head, c.n_kv_head, c.head_dim, c.n_embd, model.padded_vocab_size,
             ctypes.addressof(self._matrices), ctypes.addressof(self._scales),
-            model.cos.data_ptr(), model.sin.data_ptr(),
+            self.cos.data_ptr(), self.sin.data_ptr(),
             store.data_ptr(), kv_stride, layer_stride, row_stride, head_stride,
             n, _address(rows), _address(positions), x.data_ptr(), len(which), _address(which), logits.data_ptr(),
             scratch.data_ptr(), longest, torch.get_num_threads(), LOGIT_CAP,

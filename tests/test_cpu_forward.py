@@ -5,8 +5,11 @@ Run: python -m pytest tests/test_cpu_forward.py
 
 from __future__ import annotations
 
+import errno
+import mmap
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from nanochat import cpu_forward
 from nanochat.common import UserError
-from nanochat.cpu_forward import PANEL, CpuForward, compiler, kernel_dir, pack
+from nanochat.cpu_forward import PANEL, CpuForward, compiler, in_large_pages, kernel_dir, pack
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.torch_forward import TorchForward
@@ -86,8 +89,8 @@ def test_a_thousand_tokens():
     """Longer than a chunk, and than the rotary table at first."""
     model = make_model(sequence_len=1024, n_layer=3)
     ids = random_ids(1000)
-    model._grow_rotary(16)
     forward = CpuForward(model)
+    forward._grow_rotary(16)
     logits = forward([ids], forward.new_cache(1, 16))
     assert error(logits[0], model(torch.tensor([ids]))[0, -1]) <= 1e-5
 
@@ -141,6 +144,29 @@ def test_nan_is_not_hidden():
     model.transformer.h[0].mlp.c_fc.weight[3, 3] = float("nan")
     forward = CpuForward(model)
     assert forward([[1, 2]], forward.new_cache(1, 8)).isnan().all()
+
+
+def test_a_model_that_was_cast():
+    """`model.to(torch.bfloat16)` casts the rotary table too; the kernel's angles are float32 all the same."""
+    model = make_model(n_layer=2)
+    ids = random_ids(50)
+    model.to(torch.bfloat16)
+    reference = make_model(n_layer=2)
+    reference.load_state_dict(model.state_dict())
+    forward = CpuForward(model)
+    assert error(forward([ids], forward.new_cache(1, 64))[0], reference(torch.tensor([ids]))[0, -1]) <= 1e-5
+
+
+def test_a_model_in_training():
+    """With gradients on, in train mode: the same logits, and nothing is kept for a backward pass."""
+    model = make_model()
+    want = CpuForward(model)
+    model.train().requires_grad_(True)
+    forward = CpuForward(model)
+    ids = random_ids(20)
+    logits = forward([ids], forward.new_cache(1, 64))
+    assert torch.equal(logits, want([ids], want.new_cache(1, 64))) and not logits.requires_grad
+    assert not any(x is not None and x.requires_grad for pair in forward._tensors for x in pair)
 
 
 # --------------------------------------------------------------------------- against itself, to the bit
@@ -200,6 +226,26 @@ def test_some_rows_of_a_cache():
         assert error(logits[row], model(torch.tensor([random_ids(n, seed=seed)]))[0, -1]) <= 1e-5
 
 
+def test_another_thread():
+    """A forward that is made here and used there says the same, to the bit."""
+    forward = CpuForward(make_model())
+    prompts = [random_ids(30), random_ids(7, seed=1)]
+    got = []
+    thread = threading.Thread(target=lambda: got.append(forward(prompts, forward.new_cache(2, 64))))
+    thread.start()
+    thread.join(timeout=60)
+    assert torch.equal(got[0], forward(prompts, forward.new_cache(2, 64)))
+
+
+@pytest.mark.parametrize("kind", [CpuForward, TorchForward])
+def test_one_number_written_by_hand_is_noticed(kind):
+    """Not only what an optimizer does: any write to a parameter."""
+    model = make_model(vocab_size=300)
+    forward = kind(model)
+    model.lm_head.weight[7, 5] += 1.0  # not among those that are looked at
+    assert forward.refresh() and not forward.refresh()
+
+
 @pytest.mark.parametrize("kind", [CpuForward, TorchForward])
 def test_training_on_is_noticed(kind):
     """Weights that an optimizer moved are taken over; the same ones cost nothing."""
@@ -241,6 +287,29 @@ def test_it_is_compiled_once_and_kept(small):
 def test_a_home_that_cannot_be_written(small, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
     assert cpu_forward.load_library.__wrapped__().answer() == 42
+
+
+def test_a_library_that_cannot_be_loaded(small, monkeypatch):
+    """A folder for what may not be run (noexec), say: that is told as a UserError, which make_forward knows."""
+
+    def refuse(path):
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(cpu_forward.ctypes, "CDLL", refuse)
+    with pytest.raises(UserError, match="failed to map"):
+        cpu_forward.load_library.__wrapped__()
+
+
+def test_without_large_pages(monkeypatch):
+    """A system that has none refuses the advice: it is no more than that."""
+
+    class Memory(mmap.mmap):
+        def madvise(self, *args):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(cpu_forward.mmap, "mmap", Memory)
+    x = torch.arange(10.0)
+    assert torch.equal(in_large_pages(x), x)
 
 
 def test_processes_that_compile_at_once(small):
