@@ -127,6 +127,7 @@ class Generation:
         self.waiting: deque[RowState] = deque()
         self.active: list[RowState] = []
         self.cache: KVCache | None = None
+        self.prefixes = engine.prefixes
         self.add(rows)
 
     def add(self, rows: Sequence[RowState]) -> None:
@@ -165,7 +166,7 @@ class Generation:
         if n == len(self.active):
             return
         for i, row in enumerate(self.active):
-            if row.finish is not None:
+            if row.finish is not None and self.prefixes is self.engine.prefixes:  # else the weights were other ones
                 self.engine.remember(row, self.cache, i)
         from_end = iter([i for i in going if i >= n][::-1])
         order = [i if self.active[i].finish is None else next(from_end) for i in range(n)]
@@ -244,7 +245,7 @@ class Engine:
         if max_rows < 1:
             raise UserError(f"max_rows={max_rows} is impossible: it must be at least 1")
         if self.forward.refresh():  # trained on since the last request
-            self.prefixes.clear()
+            self.prefixes = PrefixCache(self.prefixes.capacity)
         return Generation(self, rows, max_rows)
 
     def make_rows(self, prompts: Sequence[list[int]], num_samples: int, max_tokens: int | None, sampling: Sampling,

@@ -35,9 +35,9 @@ class PrefixCache:
 
     def put(self, ids: Sequence[int], kv: Tensor) -> None:
         """Remember the keys and values (2, layers, H_kv, len(ids), D) of a sequence. What it begins with needs no entry
-        of its own."""
+        of its own, and what has no room drives nobody out."""
         ids = list(ids)
-        if any(common_prefix(known, ids) == len(ids) for known, _ in self._entries):
+        if len(ids) > self.capacity or any(common_prefix(known, ids) == len(ids) for known, _ in self._entries):
             return
         self._entries = [e for e in self._entries if common_prefix(e[0], ids) < len(e[0])]
         self._entries.append((ids, kv))

@@ -53,6 +53,12 @@ def make_model(vocab_size: int, n_kv_head: int = 4, seed: int = 0, sequence_len:
     return model
 
 
+def retrain(model: GPT) -> None:
+    """Other weights; scaling all would leave keys what they were, since what goes in and comes out is normalised."""
+    other = make_model(model.config.vocab_size, model.config.n_kv_head, seed=99)
+    model.load_state_dict(other.state_dict())
+
+
 @pytest.fixture(scope="module", params=[4, 2, 1], ids=["mha", "gqa", "mqa"])
 def engine(request, tokenizer):
     return Engine(make_model(tokenizer.get_vocab_size(), request.param), tokenizer)
@@ -473,9 +479,22 @@ def test_weights_that_changed_make_what_was_kept_worthless(tokenizer):
     engine = Engine(model, tokenizer, prefix_positions=256)
     prompt = random_prompts(1, 256, seed=23)[0]
     engine.generate_batch(prompt, max_tokens=9, temperature=0.0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(-0.9)
+    retrain(model)
+    fresh = Engine(model, tokenizer).generate_batch(prompt, max_tokens=9, temperature=0.0)
+    assert engine.generate_batch(prompt, max_tokens=9, temperature=0.0) == fresh
+
+
+def test_what_old_weights_computed_is_not_kept_for_new_ones(tokenizer):
+    """A row that began before the weights changed ends after the next request has noticed it."""
+    model = make_model(tokenizer.get_vocab_size(), 2)
+    engine = Engine(model, tokenizer, prefix_positions=256)
+    prompt = random_prompts(1, 256, seed=23)[0] + [7] * 20
+    old = engine.start([prompt], max_tokens=9, temperature=0.0)
+    old.step()
+    retrain(model)
+    engine.generate_batch([1], max_tokens=1)
+    old.cancel(old.rows[0])
+    assert old.step() == []
     fresh = Engine(model, tokenizer).generate_batch(prompt, max_tokens=9, temperature=0.0)
     assert engine.generate_batch(prompt, max_tokens=9, temperature=0.0) == fresh
 
