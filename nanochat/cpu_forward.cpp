@@ -94,22 +94,29 @@ inline float sum(vec x) {
     return s;
 }
 
-// exp for x <= 0, to about 2 units in the last place: 2^n * exp(r), r in [-ln2/2, ln2/2], by its Taylor series to r^7
-inline vec exp_negative(vec x) {
+// For x <= 0: exp(x) = power * (1 + part), a power of two and exp(r) - 1 with r in [-ln2/2, ln2/2] by its Taylor series
+// to r^7. The two parts are kept apart so that exp(x) - 1 can be had without cancellation.
+struct Exp {
+    vec power, part;
+    vec value() const { return fma(power, part, power); }
+    vec minus_1() const { return fma(power, part, power - 1.0f); }
+};
+
+inline Exp exp_negative(vec x) {
     x = x < -87.0f ? vec{} - 87.0f : x;
     vec n = x * 1.44269504f;
     ivec whole = __builtin_convertvector(n - 0.5f, ivec);  // truncates towards zero: n <= 0, so this rounds to nearest
     n = __builtin_convertvector(whole, vec);
     vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts (Cody and Waite)
     vec p = all(1 / 5040.0f);
-    for (float factor : {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f}) p = fma(p, r, all(factor));
-    return p * (vec)((whole + 127) << 23);
+    for (float factor : {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f}) p = fma(p, r, all(factor));
+    return {(vec)((whole + 127) << 23), p * r};
 }
 
-// cap * tanh(x / cap), by (1 - e) / (1 + e) with e = exp(-2 |x| / cap)
+// cap * tanh(x / cap): tanh(y) = -m / (2 + m) with m = exp(-2y) - 1, which does not cancel where logits are small
 inline vec soft_cap(vec x, float cap) {
-    vec e = exp_negative((x < 0.0f ? x : -x) * (2 / cap));
-    vec y = cap * (1.0f - e) / (1.0f + e);
+    vec m = exp_negative((x < 0.0f ? x : -x) * (2 / cap)).minus_1();
+    vec y = cap * -m / (2.0f + m);
     return x < 0.0f ? -y : y;
 }
 
@@ -274,7 +281,7 @@ void attend(const float* q, const C* keys, const C* values, long n, long D, floa
     for (long t = n; t < n + LANES; t++) weights[t] = -INFINITY;  // taken for -87: e^-87 = 1e-38 changes no sum
     vec total = {};
     for (long t = 0; t < n; t += LANES) {
-        vec e = exp_negative(load(weights + t) - largest);
+        vec e = exp_negative(load(weights + t) - largest).value();
         store(weights + t, e);
         total += e;
     }
