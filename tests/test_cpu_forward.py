@@ -61,7 +61,8 @@ def random_ids(n: int, vocab_size: int = 97, seed: int = 0) -> list[int]:
 
 shapes = st.fixed_dictionaries({
     "n_layer": st.integers(1, 3), "groups": st.sampled_from([1, 2, 3]), "n_kv_head": st.integers(1, 3),
-    "head_dim": st.sampled_from([2, 6, 8, 10, 16, 24, 64, 128, 136]), "vocab_size": st.integers(40, 200),  # of few logits all may be small by chance
+    "head_dim": st.sampled_from([2, 6, 8, 10, 16, 24, 64, 128, 136]),
+    "vocab_size": st.integers(40, 200),  # of few logits all may be small by chance
     "lengths": st.lists(st.integers(1, 40), min_size=1, max_size=9), "seed": st.integers(0, 1000),
 })
 
