@@ -117,6 +117,21 @@ def test_rounded_weights(weights):
     assert error(forward([ids[:1]], forward.new_cache(1, 64))[0], rounded(torch.tensor([ids[:1]]))[0, -1]) < 0.01
 
 
+def test_the_cache_is_rounded_as_pytorch_rounds():
+    """Keys and values of the first layer do not depend on the cache: in bfloat16 they are those of a float32 cache,
+    rounded to nearest, ties to even. Of a million numbers about 16 are ties."""
+    model = make_model(n_layer=1, n_head=1, n_kv_head=1, n_embd=256, vocab_size=2048, sequence_len=2048)
+    model.load_state_dict({name: p.bfloat16().float() for name, p in model.state_dict().items()})
+    stores = []
+    for weights in ("float32", "bfloat16"):
+        forward = CpuForward(model, weights)
+        cache = forward.new_cache(1, 2048)
+        forward([range(2048)], cache)
+        stores.append(cache.read_row(0))
+    assert (stores[0].view(torch.int32) & 0xFFFF == 0x8000).sum() >= 4
+    assert torch.equal(stores[0].bfloat16(), stores[1])
+
+
 def unpack(weight: torch.Tensor, weights: str) -> torch.Tensor:
     """What the kernel sees of a matrix (N, K)."""
     packed, scale = pack(weight, weights)
@@ -138,6 +153,19 @@ def test_pack(N, K, seed):
 def test_pack_zeros():
     packed, scale = pack(torch.zeros(3, 5), "int8")
     assert not packed.any() and scale.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.03, 0.3, 1, 30])
+def test_logits_of_any_size(scale):
+    """A model at the beginning of its training has logits near 0, one that is sure of itself is at the soft cap."""
+    model = make_model()
+    model.lm_head.weight *= scale
+    forward = CpuForward(model)
+    for ids in (random_ids(20), [5]):
+        want = model(torch.tensor([ids]))[0, -1]
+        logits = forward([ids], forward.new_cache(1, 32))[0]
+        assert error(logits, want) <= 1e-5
+        assert logits.isfinite().all() and logits.abs().max() <= 15
 
 
 def test_nan_is_not_hidden():
