@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import subprocess
 import sys
 import threading
@@ -264,6 +265,18 @@ def test_another_thread():
     thread.start()
     thread.join(timeout=60)
     assert torch.equal(got[0], forward(prompts, forward.new_cache(2, 64)))
+
+
+def test_fewer_threads_than_asked_for():
+    """OpenMP may give fewer; those that are there must not wait for the others."""
+    code = ("import torch; from tests.test_cpu_forward import *; torch.set_num_threads(3); "
+            "forward = CpuForward(make_model()); "
+            "print(forward([random_ids(30)], forward.new_cache(1, 64)).argmax().item())")
+    forward = CpuForward(make_model())
+    want = forward([random_ids(30)], forward.new_cache(1, 64)).argmax().item()
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_THREAD_LIMIT": "2"}, timeout=120,
+                          capture_output=True, text=True, check=True)
+    assert done.stdout == f"{want}\n"
 
 
 @pytest.mark.parametrize("kind", [CpuForward, TorchForward])

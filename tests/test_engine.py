@@ -379,6 +379,12 @@ def test_many_groups_of_prefill(engine, monkeypatch):
     want = engine.generate_batch(prompts, max_tokens=5, temperature=0.0)
     monkeypatch.setattr("nanochat.engine.PREFILL_TOKENS", 40)
     assert engine.generate_batch(prompts, max_tokens=5, temperature=0.0) == want
+    generation, admitted = engine.start(prompts, max_tokens=5, temperature=0.0), []
+    while generation.step():
+        new = [row for row in generation.active if len(row.ids) == 1]
+        assert len(new) <= 1 or sum(len(row.prompt) for row in new) <= 40
+        admitted += [len(row.prompt) for row in new]
+    assert admitted == sorted(map(len, prompts), reverse=True)  # the longest first: it fails at once or not at all
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -422,6 +428,10 @@ def test_rows_join_and_leave_while_others_are_written(engine):
     assert never[0].finish == "cancelled" and never[0].ids == []
     assert [row.ids for row in [*rows[1:], *late]] == want[1:6]
     assert generation.step() == [] and generation.active == [] and not generation.waiting
+    ends = [row.finish for row in late]
+    for row in late:
+        generation.cancel(row)  # too late: it ended as it ended
+    assert [row.finish for row in late] == ends and "cancelled" not in ends
 
 
 def test_rows_sample_by_their_own_settings(engine):
