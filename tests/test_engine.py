@@ -309,7 +309,7 @@ def test_extreme_temperatures_and_numbers():
 
 
 def test_uniform_numbers_differ_by_seed_row_and_step():
-    numbers = [uniform(s, r, t) for s in (-1, 0, 1, 2) for r in range(30) for t in range(30)]
+    numbers = [uniform(s, r, t) for s in (-1, 0, 1, 2, 2**32 + 1) for r in range(30) for t in range(30)]
     assert len(set(numbers)) == len(numbers)
     assert all(0 <= u < 1 for u in numbers) and abs(sum(numbers) / len(numbers) - 0.5) < 0.02
 
@@ -482,6 +482,21 @@ def test_turns_and_samples_compute_a_beginning_once(tokenizer):
     rows, _ = engine.generate_batch(prompt, num_samples=6, max_tokens=1, temperature=1.0)
     assert engine.forward.tokens - before == len(prompt)
     assert rows == plain.generate_batch(prompt, num_samples=6, max_tokens=1, temperature=1.0)[0]
+
+
+def test_a_known_beginning_longer_than_the_cache(tokenizer):
+    """A row that joins may bring more keys than there was room for."""
+    engine = Engine(make_model(tokenizer.get_vocab_size(), 2, sequence_len=1024), tokenizer, prefix_positions=1024)
+    long = (random_prompts(1, 256, seed=24)[0] * 600)[:600]
+    (want,), _ = engine.generate_batch(long, max_tokens=3, temperature=0.0)
+    generation = engine.start([[1, 2]], max_tokens=9, temperature=0.0)
+    generation.step()
+    assert generation.cache.store.size(4) < 500
+    rows = engine.make_rows([long], 1, 3, Sampling(0.0), 0)
+    generation.add(rows)
+    while generation.step():
+        pass
+    assert rows[0].ids == want
 
 
 def test_weights_that_changed_make_what_was_kept_worthless(tokenizer):

@@ -68,3 +68,10 @@ def test_what_has_no_room_drives_nobody_out():
     prefixes.put([1, 2, 3], kv_of([1, 2, 3]))
     prefixes.put([2] * 6, kv_of([2] * 6))
     assert len(prefixes) == 3 and prefixes.longest([1, 2, 3, 4]).size(3) == 3
+
+
+def test_it_may_be_full_to_the_last_position():
+    prefixes = PrefixCache(capacity=5)
+    for ids in ([1, 2, 3], [4, 5]):
+        prefixes.put(ids, kv_of(ids))
+    assert len(prefixes) == 5
