@@ -91,7 +91,7 @@ def no_sync_of_new_directories(monkeypatch):
 
 
 def written_in_place(monkeypatch):
-    def write_file(path: Path, pieces: Any) -> str:
+    def write_file(path: Path, pieces: Any, mode: int = 0o644) -> str:
         files.make_dirs(path.parent)
         content = b"".join(pieces)
         with open(path, "wb") as f:
