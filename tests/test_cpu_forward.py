@@ -241,10 +241,12 @@ def forward_one_more(forward: CpuForward, ids: list[int], token: int) -> torch.T
     return forward([[token]], cache)[0]
 
 
-def test_some_rows_of_a_cache():
-    """A call for rows 1 and 2 leaves row 0 alone."""
+@pytest.mark.parametrize("kind", [CpuForward, TorchForward])
+def test_some_rows_of_a_cache(kind, monkeypatch):
+    """A call for rows 1 and 2 leaves row 0 alone, also if the cache must grow for it."""
+    monkeypatch.setattr("nanochat.kv_cache.GROWTH", 8)
     model = make_model()
-    forward = CpuForward(model)
+    forward = kind(model)
     cache = forward.new_cache(3, 4)
     forward([random_ids(9), [1], [2, 3]], cache)
     cache.set_lengths([9, 0, 0])
@@ -252,6 +254,7 @@ def test_some_rows_of_a_cache():
     logits = forward([random_ids(20, seed=1), random_ids(3, seed=2)], cache, first_row=1)
     assert cache.lengths.tolist() == [9, 20, 3]
     assert torch.equal(cache.read_row(0), before)
+    assert cache.read_row(1).any(dim=-1).all()
     for row, n, seed in ((0, 20, 1), (1, 3, 2)):
         assert error(logits[row], model(torch.tensor([random_ids(n, seed=seed)]))[0, -1]) <= 1e-5
 
@@ -349,8 +352,9 @@ def test_without_large_pages(monkeypatch):
         def madvise(self, *args):
             raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(cpu_forward.mmap, "mmap", Memory)
     x = torch.arange(10.0)
+    assert torch.equal(in_large_pages(x), x) and in_large_pages(x).data_ptr() % 2**21 == 0
+    monkeypatch.setattr(cpu_forward.mmap, "mmap", Memory)
     assert torch.equal(in_large_pages(x), x)
 
 

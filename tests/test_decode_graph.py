@@ -66,6 +66,10 @@ def test_two_caches_at_once(device):
     a, b = forward.new_cache(1, 8), forward.new_cache(1, 8)
     assert a.store.data_ptr() != b.store.data_ptr()
     ids = random_ids(9)
+    first = forward([[1]], forward.new_cache(1, 8))
+    kept = first.clone()
+    forward([[2]], forward.new_cache(1, 8))
+    assert torch.equal(first, kept)  # the logits are the caller's: no later step writes into them
     forward([ids[:8]], a)
     forward([random_ids(8, seed=5)], b)
     for cache, row in ((a, ids[:8]), (b, random_ids(8, seed=5))):

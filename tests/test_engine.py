@@ -384,6 +384,9 @@ def test_many_groups_of_prefill(engine, monkeypatch):
         new = [row for row in generation.active if len(row.ids) == 1]
         assert len(new) <= 1 or sum(len(row.prompt) for row in new) <= 40
         admitted += [len(row.prompt) for row in new]
+    generation = engine.start(prompts[:3], num_samples=7, max_tokens=5, temperature=0.0, max_rows=4)
+    while generation.step():
+        assert len(generation.active) <= 4  # samples of one prompt take places too
     assert admitted == sorted(map(len, prompts), reverse=True)  # the longest first: it fails at once or not at all
 
 
