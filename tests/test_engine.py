@@ -304,6 +304,7 @@ def test_sampling_frequencies():
 def test_extreme_temperatures_and_numbers():
     logits = torch.tensor([[14.0, -15.0, 15.0]])
     assert sample_next_token(logits, [1 - 2.0**-52], 1e-30).tolist() == [2]
+    assert sample_next_token(logits.flip(-1), [0.7], 1e-30).tolist() == [0]
     assert sample_next_token(torch.tensor([[1.0, -float("inf")]]), [1 - 2.0**-52], 1.0).tolist() == [0]
     assert sample_next_token(torch.tensor([[-float("inf"), 1.0]]), [0.0], 1.0).tolist() == [1]
 
