@@ -77,6 +77,22 @@ def test_two_caches_at_once(device):
         assert error(got, model(torch.tensor([[*row, ids[8]]], device=device))[0, -1]) <= 1e-5
 
 
+def test_one_token_for_some_rows():
+    """Prompts of one token join beside a row that is there: no step of all rows, which would write into the first."""
+    model = make_model()
+    forward = plain_graphs(model)
+    cache = forward.new_cache(3, 8)
+    forward([random_ids(9), [1], [2]], cache)
+    cache.set_lengths([9, 0, 0])
+    logits = forward([[5], [6]], cache, first_row=1)
+    assert cache.lengths.tolist() == [9, 1, 1]
+    for got, token in zip(logits, (5, 6)):
+        assert error(got, model(torch.tensor([[token]]))[0, -1]) <= 1e-5
+    got = forward([[7], [8], [9]], cache)
+    for row, ids in zip(got, ([*random_ids(9), 7], [5, 8], [6, 9])):
+        assert error(row, model(torch.tensor([ids]))[0, -1]) <= 1e-5
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @torch.inference_mode()
 def test_compiled_a_few_times_for_all_shapes(device, monkeypatch):
