@@ -29,7 +29,7 @@ from nanochat.cpu_forward import CpuForward, Weights
 from nanochat.gpt import GPT
 from nanochat.kv_cache import GROWTH, KVCache
 from nanochat.prefix_cache import PrefixCache
-from nanochat.sampling import Sampling, sample_next_token, sample_rows, uniform
+from nanochat.sampling import Sampling, TokenLogprobs, sample_next_token, sample_rows, token_logprobs, uniform
 from nanochat.torch_forward import TorchForward
 
 __all__ = ["Engine", "Generation", "KVCache", "RowState", "Sampling", "Specials", "TextStream", "fit_conversation",
@@ -80,6 +80,7 @@ class RowState:
     #                            "cancelled"
     forced: deque[int] = field(default_factory=deque)  # tokens still to be forced
     expression: list[int] | None = None  # ids since <|python_start|>; None = not in a tool call
+    logprobs: int | None = None  # tell of each token how likely it was, and of so many likeliest ones; None: do not
 
     def push(self, sampled: int, tokenizer: Any, specials: Specials) -> tuple[int, int]:
         """Take this step's sampled token, or the forced one in its place. Returns (token, mask)."""
@@ -114,6 +115,7 @@ class Event(NamedTuple):
     row: RowState
     token: int
     mask: int
+    logprobs: TokenLogprobs | None = None  # where the row asks for them
 
 
 # --------------------------------------------------------------------------- the loop
@@ -157,7 +159,12 @@ class Generation:
         together = logits[0] if len(logits) == 1 else torch.cat(logits)
         tokens = sample_rows(together, [row.sampling for row in self.active], uniforms).tolist()
         tokenizer, specials = self.engine.tokenizer, self.engine.specials
-        return [Event(row, *row.push(token, tokenizer, specials)) for row, token in zip(self.active, tokens)]
+        events = [Event(row, *row.push(token, tokenizer, specials)) for row, token in zip(self.active, tokens)]
+        for i, (row, token, mask, _) in enumerate(events):
+            if row.logprobs is not None:
+                (likely,) = token_logprobs(together[i : i + 1], [token], row.logprobs)
+                events[i] = Event(row, token, mask, likely)
+        return events
 
     def _drop_finished(self) -> None:
         """Finished rows leave; rows from the end move into their places, so that few are copied."""
@@ -269,6 +276,22 @@ class Engine:
             prompt = list(prompt)  # one list for all samples: they are computed once
             rows += [RowState(prompt, sampling, seed, i * num_samples + j, limit, reason) for j in range(num_samples)]
         return rows
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], top: int = 0, block: int = 256) -> Iterator[list[TokenLogprobs]]:
+        """How likely each token of a text was after those before it: a list for each block of them, as it is computed.
+
+        The first token has nothing before it and is left out: `ids` of n tokens give n - 1 in all. The model itself is
+        asked, not the faster forms of it, in blocks: the logits of a long text at once would need gigabytes.
+        """
+        c = self.model.config
+        cache = KVCache(1, c.n_kv_head, len(ids), c.head_dim, c.n_layer, self.model.compute_dtype,
+                        self.model.get_device())
+        for begin in range(0, len(ids) - 1, block):
+            end = min(begin + block, len(ids) - 1)
+            given = torch.tensor([ids[begin:end]], device=self.model.get_device())
+            logits = self.model(given, kv_cache=cache)[0]  # (end - begin, V)
+            yield token_logprobs(logits, ids[begin + 1 : end + 1], top)
 
     def generate(self, tokens: list[int], num_samples: int = 1, max_tokens: int | None = None, temperature: float = 1.0,
                  top_k: int | None = None, top_p: float = 1.0, seed: int = 42) -> Iterator[tuple[list[int], list[int]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,3 +90,25 @@ def sample_rows(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence
     for s, rows in groups.items():
         tokens[rows] = sample_next_token(logits[rows], [uniforms[row] for row in rows], s.temperature, s.top_k, s.top_p)
     return tokens
+
+
+class TokenLogprobs(NamedTuple):
+    """How likely the model found one token, whatever the sampling's settings made of it."""
+
+    token: int
+    logprob: float  # natural logarithm
+    top: list[tuple[int, float]]  # the likeliest tokens and theirs, falling
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """For each row of logits (n, V) the log-probability of its token, and the `top` likeliest.
+
+    `logits=[[0, log 3]], tokens=[0], top=1 -> [(0, log 1/4, [(1, log 3/4)])]`
+    """
+    logits = logits.float()
+    total = logits.logsumexp(dim=-1, keepdim=True)  # (n, 1)
+    chosen = logits.gather(-1, torch.tensor(tokens, device=logits.device)[:, None]) - total
+    best, ids = logits.topk(min(top, logits.size(-1)), dim=-1)  # (n, top)
+    likeliest = (best - total).tolist()
+    return [TokenLogprobs(token, logprob, list(zip(row, values)))
+            for token, logprob, row, values in zip(tokens, chosen[:, 0].tolist(), ids.tolist(), likeliest)]
