@@ -1,6 +1,6 @@
 """The HTTP server: OpenAI's API and the chat page, in front of workers that own the model.
 
-    serve(Config(port=8000))             # what scripts/chat_web.py does
+    serve(Settings(port=8000), [([sys.executable, "-m", "nanochat.worker"], {})])     # what scripts/chat_web.py does
 
 A request's life: `Guard` (http_guard.py) lets it in; FastAPI validates it (openai_api.py); `WorkerPool.submit` hands it
 to a worker, or refuses it when enough wait; its pieces come back as they are written and go out as one JSON answer or
@@ -20,54 +20,42 @@ import re
 import resource
 import secrets
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from nanochat import openai_api as api
-from nanochat.common import UserError, say
+from nanochat.answers import ChatForm, Choice, CompletionForm, Form, usage_of
+from nanochat.common import UserError, check_at_least, say
 from nanochat.http_guard import MAX_CONNECTIONS, REQUEST_SECONDS, Guard, HTTPError, PatientProtocol, as_json
 from nanochat.serving_metrics import Metrics
-from nanochat.worker_pool import Ticket, WorkerFailed, WorkerPool
+from nanochat.worker_pool import Command, Ticket, WorkerFailed, WorkerPool
 
-WORKER = "nanochat.worker"  # the module that a worker runs
 PAGE = Path(__file__).with_name("ui.html")
 DRAIN_SECONDS = 30  # when told to stop, answers in work have so long to be finished
 T = TypeVar("T")
 
 
 @dataclass
-class Config:
-    source: str = "sft"
-    """Which stage's model: base, mid, sft or rl."""
-    model_tag: str = ""
-    """Which model of that stage, e.g. d4 (empty: the largest)."""
-    step: int = -1
-    """Which saved step (-1: the last)."""
+class Settings:
+    """Where the server listens, how much it takes on, and how it draws answers where a request does not say."""
+
     host: str = "127.0.0.1"
     """Address to listen on. Only programs of this machine reach the default; any other should have an --api_key."""
     port: int = 8000
     """Port to listen on (0: a free one)."""
     api_key: str = ""
-    """Ask for this key on every path but /health (or set NANOCHAT_API_KEY: a flag is seen by others on this machine)."""
-    device_type: str = ""
-    """cpu, cuda or mps (empty: the best there is)."""
-    dtype: str = "auto"
-    """auto, bfloat16 or float32."""
-    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """On a CPU, how the weights are kept for reading: fewer bytes are faster (auto: as --dtype says)."""
-    num_workers: int = 0
-    """Processes with a copy of the model each (0: one on each GPU; one on a CPU)."""
+    """Ask for this key on every path but /health. Better in NANOCHAT_API_KEY: others on this machine see a flag."""
     max_rows: int = 16
     """Answers that a worker writes at the same time."""
     max_queue: int = 64
@@ -84,124 +72,7 @@ class Config:
     """Write what people ask into the log. Without it no word of theirs is ever logged."""
 
 
-# --------------------------------------------------------------------------- pieces to answers
-
-
-@dataclass
-class Choice:
-    """One answer as it comes together."""
-
-    parts: list[dict[str, str]] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    finish: str = ""
-    tokens: int = 0
-
-    def take(self, piece: list[Any]) -> None:
-        _, _, kind, text, entries, end = piece
-        if text and self.parts and self.parts[-1]["type"] == kind:
-            self.parts[-1]["text"] += text
-        elif text:
-            self.parts.append({"type": kind, "text": text})
-        self.entries += entries or []
-        if end:
-            self.finish, self.tokens = end["finish"], end["completion_tokens"]
-
-    @property
-    def text(self) -> str:
-        """What was said, without what went to the calculator and back."""
-        return "".join(part["text"] for part in self.parts if part["type"] == "text")
-
-
-def finish_fields(finish: str) -> dict[str, str | None]:
-    """OpenAI's reason and our finer one. `"context" -> {"finish_reason": "length", "finish_detail": "context"}`"""
-    if not finish:
-        return {"finish_reason": None}
-    return {"finish_reason": "length" if finish in ("length", "context") else "stop", "finish_detail": finish}
-
-
-def chat_logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    if entries is None:
-        return None
-    return {"content": [{name: value for name, value in entry.items() if name != "offset"} for entry in entries]}
-
-
-def completion_logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """The older form: a list for each thing to know."""
-    if entries is None:
-        return None
-    return {"tokens": [e["token"] for e in entries], "token_logprobs": [e["logprob"] for e in entries],
-            "top_logprobs": [{top["token"]: top["logprob"] for top in e["top_logprobs"]} for e in entries],
-            "text_offset": [e["offset"] for e in entries]}
-
-
-class Form:
-    """How one kind of answer is written: all at once (`whole`) or in pieces (`opening`, `chunk`)."""
-
-    kind, chunk_kind, prefix = "", "", ""
-
-    def __init__(self, model: str, logprobs: bool):
-        self.logprobs = logprobs
-        self.head = {"id": self.prefix + secrets.token_hex(12), "created": int(time.time()), "model": model}
-
-    def whole(self, choices: list[Choice], started: dict[str, Any]) -> dict[str, Any]:
-        return {**self.head, "object": self.kind, "choices": [self.choice(i, c) for i, c in enumerate(choices)],
-                "usage": usage_of(choices, started)}
-
-    def piece(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        return {**self.head, "object": self.chunk_kind, "choices": choices, **more}
-
-    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        raise NotImplementedError
-
-    def chunk(self, index: int, kind: str, text: str, entries: list[dict[str, Any]] | None, finish: str
-              ) -> dict[str, Any] | None:
-        raise NotImplementedError
-
-
-class ChatForm(Form):
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
-
-    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        if any(part["type"] != "text" for part in choice.parts):
-            message["parts"] = choice.parts
-        return {"index": index, "message": message, **finish_fields(choice.finish),
-                "logprobs": chat_logprobs(choice.entries if self.logprobs else None)}
-
-    def opening(self, index: int) -> dict[str, Any]:
-        return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
-
-    def chunk(self, index: int, kind: str, text: str, entries: list[dict[str, Any]] | None, finish: str
-              ) -> dict[str, Any]:
-        delta = {"content": text} if kind == "text" else {"parts": [{"type": kind, "text": text}]}
-        return {"index": index, "delta": {} if finish else delta, **finish_fields(finish),
-                "logprobs": chat_logprobs(entries if self.logprobs else None)}
-
-
-class CompletionForm(Form):
-    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl-"
-
-    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        return {"index": index, "text": choice.text, **finish_fields(choice.finish),
-                "logprobs": completion_logprobs(choice.entries if self.logprobs else None)}
-
-    def opening(self, index: int) -> None:
-        return None
-
-    def chunk(self, index: int, kind: str, text: str, entries: list[dict[str, Any]] | None, finish: str
-              ) -> dict[str, Any] | None:
-        if kind != "text":  # a text is gone on with; what a calculator did in it has no place here
-            return None
-        return {"index": index, "text": text, **finish_fields(finish),
-                "logprobs": completion_logprobs(entries if self.logprobs else None)}
-
-
-def usage_of(choices: list[Choice], started: dict[str, Any]) -> dict[str, int]:
-    prompt, completion = started["prompt_tokens"], sum(choice.tokens for choice in choices)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+# --------------------------------------------------------------------------- answers on their way
 
 
 class Events(StreamingResponse):
@@ -287,16 +158,15 @@ def page_and_policy(page: str) -> tuple[bytes, str]:
 class Server:
     """The routes and what they share."""
 
-    def __init__(self, config: Config, pool: WorkerPool, metrics: Metrics):
-        self.config, self.pool, self.metrics = config, pool, metrics
+    def __init__(self, settings: Settings, pool: WorkerPool, metrics: Metrics):
+        self.settings, self.pool, self.metrics = settings, pool, metrics
         self.info: dict[str, Any] = {}  # of the model, once a worker has said it
         self.created = int(time.time())
         self.page, self.policy = page_and_policy(PAGE.read_text(encoding="utf-8"))
 
     def model(self) -> dict[str, Any]:
         """The model's entry in /v1/models. All workers have the same."""
-        info = self.info
-        c = self.config
+        info, c = self.info, self.settings
         defaults = {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p, "max_tokens": c.max_tokens}
         return {"id": f"nanochat-{info['tag']}-{info['source']}", "object": "model", "created": self.created,
                 "owned_by": "nanochat", "context": info["context"], "data": info["data"], "step": info["step"],
@@ -368,7 +238,7 @@ class Server:
             messages = api.conversation_of(body.messages)
         except UserError as e:
             raise HTTPError(400, str(e), "invalid_messages", "messages") from e
-        c = self.config
+        c = self.settings
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         asked = {"messages": messages, "max_tokens": c.max_tokens if limit is None else limit,
                  "truncation": body.truncation or "disabled",
@@ -390,7 +260,7 @@ class Server:
         seed = secrets.randbits(63) if body.seed is None else body.seed
         sampling = {name: value if (value := getattr(body, name)) is not None else default
                     for name, default in defaults.items()}
-        if self.config.log_prompts:
+        if self.settings.log_prompts:
             say(ascii(asked.get("messages", asked.get("prompts"))), file=sys.stderr)
         began = time.perf_counter()
 
@@ -447,32 +317,6 @@ def invalid(error: RequestValidationError) -> HTTPError:
 # --------------------------------------------------------------------------- the process
 
 
-def worker_commands(config: Config) -> list[tuple[list[str], dict[str, str]]]:
-    """A command line and additions to the environment for each worker."""
-    gpus = visible_gpus() if config.device_type in ("", "cuda") else []
-    count = config.num_workers or max(1, len(gpus))
-    if gpus and count > len(gpus):
-        raise UserError(f"--num_workers={count} is more than the {len(gpus)} GPUs here")
-    names = ("source", "model_tag", "step", "device_type", "dtype", "weights", "max_rows")
-    command = [sys.executable, "-m", WORKER, *(f"--{name}={getattr(config, name)}" for name in names)]
-    if gpus:
-        return [(command, {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[:count]]
-    threads = max(1, (os.cpu_count() or 1) // count) if count > 1 else 0
-    return [([*command, f"--threads={threads}"], {}) for _ in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a worker may be given, by what CUDA_VISIBLE_DEVICES calls them. Asked in a process of its own: this
-    one stays without torch, and without a hold on any GPU."""
-    ask = "import torch; print(torch.cuda.device_count())"
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [x for x in chosen.split(",") if x.strip()]
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
-        return []
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
-    return [str(i) for i in range(int(done.stdout))] if done.stdout.strip().isdigit() else []
-
-
 def listen(host: str, port: int) -> socket.socket:
     """UserError where that cannot be."""
     try:
@@ -497,17 +341,16 @@ def raise_file_limit() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, soft - 100))
 
 
-def check(config: Config) -> None:
+def check(settings: Settings) -> None:
     """UserError for what cannot be: before a model is loaded for it."""
-    defaults = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
+    defaults = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
     try:
         api.ChatRequest.model_validate({"messages": [{"role": "user", "content": ""}], **defaults})
-    except ValueError as e:
-        first = e.errors()[0]
-        raise UserError(f"--{first['loc'][0]}={defaults[first['loc'][0]]} is impossible: {first['msg']}") from e
-    for name, least in (("num_workers", 0), ("max_rows", 1), ("max_queue", 0), ("port", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name}={getattr(config, name)} is impossible: it must be at least {least}")
+    except ValidationError as e:
+        name, why = e.errors()[0]["loc"][0], e.errors()[0]["msg"]
+        raise UserError(f"--{name}={defaults[name]} is impossible: {why[0].lower()}{why[1:]}") from e
+    check_at_least(1, max_rows=settings.max_rows)
+    check_at_least(0, max_queue=settings.max_queue, port=settings.port)
 
 
 def is_loopback(host: str) -> bool:
@@ -517,24 +360,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def run(config: Config) -> None:
+async def run(settings: Settings, commands: Sequence[Command]) -> None:
     """Start the workers, serve until told to stop, end the workers."""
     metrics = Metrics()
-    pool = WorkerPool(worker_commands(config), config.max_rows, config.max_queue, metrics)
-    server = Server(config, pool, metrics)
-    key = config.api_key or os.environ.get("NANOCHAT_API_KEY", "")
-    local = is_loopback(config.host)
+    pool = WorkerPool(commands, settings.max_rows, settings.max_queue, metrics)
+    server = Server(settings, pool, metrics)
+    key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")
+    local = is_loopback(settings.host)
     guarded = Guard(server.application(), metrics, key, only_local=local)
     PatientProtocol.max_connections = raise_file_limit()
-    with contextlib.closing(listen(config.host, config.port)) as sock:
+    with contextlib.closing(listen(settings.host, settings.port)) as sock:
         await pool.start()
-        server.info = pool.ready[0].info
+        server.info = info = pool.ready[0].info
         if not local and not key:
             say("note: anybody who reaches this address may use the model: --api_key asks for a key", file=sys.stderr)
-        name = f"[{config.host}]" if ":" in config.host else config.host
-        info = server.info
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
         say(f"nanochat listens on http://{name}:{sock.getsockname()[1]} ({info['tag']} of {info['source']}, "
-            f"step {info['step']}; {info['device']})")
+            f"step {info['step']}, on {info['device']})")
         http = uvicorn.Server(uvicorn.Config(
             guarded, http=PatientProtocol, ws="none", log_level="critical", access_log=False, lifespan="on",
             timeout_keep_alive=int(REQUEST_SECONDS), timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False,
@@ -542,10 +384,11 @@ async def run(config: Config) -> None:
         await http.serve(sockets=[sock])
 
 
-def serve(config: Config) -> None:
-    """Until SIGTERM or Ctrl-C: no new request is taken then, those in work are finished, the workers end."""
-    check(config)
+def serve(settings: Settings, commands: Sequence[Command]) -> None:
+    """Serve what these commands start as workers, until SIGTERM or Ctrl-C: no new request is taken then, those in work
+    are finished, the workers end."""
+    check(settings)
     try:
-        asyncio.run(run(config))
+        asyncio.run(run(settings, commands))
     except WorkerFailed as e:
         sys.exit(e.status if e.status > 0 else 1)  # it has said why

@@ -1,6 +1,6 @@
 """The workers as the server sees them: processes that are started, given requests, watched, and started anew.
 
-    pool = WorkerPool([["python", "-m", "nanochat.worker", ...]], max_rows=16, max_queue=64, metrics=Metrics())
+    pool = WorkerPool([(["python", "-m", "nanochat.worker"], {})], max_rows=16, max_queue=64, metrics=Metrics())
     await pool.start()                          # until every model is loaded; WorkerFailed if one cannot be
     ticket = pool.submit({"prompts": [...], "n": 1, ...}, rows=1)       # Busy: come back later
     async for piece in ticket: ...              # RequestFailed if it is refused or its worker dies
@@ -24,6 +24,7 @@ from nanochat.common import say
 from nanochat.http_guard import HTTPError
 from nanochat.serving_metrics import Metrics
 
+Command = tuple[list[str], dict[str, str]]  # a worker's command line, and additions to its environment
 LONGEST_LINE = 2**26  # of what a worker says
 STOP_SECONDS = 5.0  # a worker that does not end by itself after so long is killed
 LONGEST_PAUSE = 30.0  # between two attempts to start one that keeps dying
@@ -85,7 +86,7 @@ class Ticket:
 class WorkerProcess:
     """One worker, from this side."""
 
-    def __init__(self, pool: WorkerPool, number: int, command: Sequence[str], environment: dict[str, str]):
+    def __init__(self, pool: WorkerPool, number: int, command: list[str], environment: dict[str, str]):
         self.pool, self.number, self.command = pool, number, command
         self.environment = {**os.environ, **environment}
         self.process: asyncio.subprocess.Process | None = None
@@ -172,8 +173,7 @@ class WorkerPool:
     """All workers, and who gets which request. At most `max_rows` answers are written at once by each, and
     `max_queue` wait."""
 
-    def __init__(self, commands: Sequence[tuple[Sequence[str], dict[str, str]]], max_rows: int, max_queue: int,
-                 metrics: Metrics):
+    def __init__(self, commands: Sequence[Command], max_rows: int, max_queue: int, metrics: Metrics):
         self.max_rows, self.max_queue, self.metrics = max_rows, max_queue, metrics
         self.stopping = False
         self.workers = [WorkerProcess(self, i, *command) for i, command in enumerate(commands)]

@@ -22,10 +22,12 @@ from pathlib import Path
 
 import psutil
 
-from nanochat import configurator, serving
+from nanochat import configurator
 from nanochat.checkpoint_manager import model_config_dict, save_checkpoint
 from nanochat.gpt import GPT
+from nanochat.serving import serve
 from nanochat.tokenizer import RustBPETokenizer
+from scripts import chat_web
 from tests.helpers import small_model, small_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -109,17 +111,12 @@ def wait_until(condition, seconds: float = 30.0) -> bool:
     return True
 
 
-def main(config: serving.Config) -> None:
+def main(config: chat_web.Config) -> None:
     """The server with the parrot as its model."""
-    real = serving.worker_commands
-
-    def with_parrot(config: serving.Config) -> list[tuple[list[str], dict[str, str]]]:
-        delay = f"--delay={os.environ['PARROT_DELAY']}"
-        return [([*command, delay], environment) for command, environment in real(config)]
-
-    serving.WORKER, serving.worker_commands = "tests.parrot", with_parrot
-    serving.serve(config)
+    delay = f"--delay={os.environ['PARROT_DELAY']}"
+    commands = chat_web.worker_commands(config, "tests.parrot")
+    serve(config, [([*command, delay], environment) for command, environment in commands])
 
 
 if __name__ == "__main__":
-    configurator.main(main, serving.Config)
+    configurator.main(main, chat_web.Config)

@@ -1,10 +1,12 @@
-"""A stand-in for a model: next token = a rule of the row's tokens so far. And a worker whose model repeats what it hears.
+"""A stand-in for a model: next token = a rule of the row's tokens so far. And a worker whose model repeats what it
+hears.
 
     python -m tests.parrot --delay=0.02        # speaks the worker's protocol (nanochat/worker.py)
 
 Everything but the model is the real thing: engine, cache, sampling, calculator, streaming. So a test decides what "the
 model" says: it repeats the user's last message, token by token; to `calc: 12/60` it calls the calculator, then says
-"done". A text to go on with (no chat) goes on with its first token.
+"done"; to a few questions it says what a pocket model answered (README). A text to go on with (no chat) goes on with
+its first token.
 """
 
 from __future__ import annotations
@@ -19,6 +21,14 @@ import torch
 from nanochat import configurator, worker
 from nanochat.engine import Engine
 from tests.helpers import byte_tokenizer
+
+# what the pocket model of the README said; ⟨...⟩ is a call of the calculator
+KNOWN = {
+    "Who are you?": "My name is Nano. Nice to meet you!",
+    "What is 77 * 123?": "⟨77*123⟩The answer is 9471.",
+    "How many r are in strawberry?": "strawberry: s t r a w b e r r y. Count r: s0 t0 r1 a1 w1 b1 e1 r2 r3 y3."
+                                     "⟨'strawberry'.count('r')⟩#### 3",
+}
 
 
 class Parrot:
@@ -64,26 +74,30 @@ def repeat(tokenizer: Any):
     ids = {name: tokenizer.encode_special(f"<|{name}|>") for name in
            ("user_start", "user_end", "assistant_start", "assistant_end", "python_start", "python_end", "output_start",
             "output_end")}
-    calc = tokenizer.encode("calc: ")
+
+    def script_of(answer: str) -> list[int]:
+        text, _, rest = answer.partition("⟨")
+        expression, _, rest = rest.partition("⟩")
+        call = [ids["python_start"], *tokenizer.encode(expression), ids["python_end"]] if expression else []
+        return tokenizer.encode(text) + call + tokenizer.encode(rest)
 
     def last(history: list[int], token: int) -> int:
         return len(history) - 1 - history[::-1].index(token) if token in history else -1
 
     def rule(history: list[int]) -> int:
         begin, end, answer = (last(history, ids[name]) for name in ("user_start", "user_end", "assistant_start"))
-        heard, said = history[begin + 1 : end], history[answer + 1 :]
         if answer < 0:  # no chat: the text's first token, for ever
             return history[min(1, len(history) - 1)]
-        if heard[: len(calc)] == calc:
-            script = [ids["python_start"], *heard[len(calc) :], ids["python_end"]]
-            if said[: len(script)] == script:  # what the tool forces upon the row stands behind it
-                said = said[len(script) :]
-                if ids["output_end"] in said:
-                    said = said[said.index(ids["output_end"]) + 1 :]
-                script = tokenizer.encode("done")
-        else:
-            script = heard
-        return script[len(said)] if len(said) < len(script) else ids["assistant_end"]
+        heard, said = history[begin + 1 : end], history[answer + 1 :]
+        text = tokenizer.decode(heard)
+        if text.startswith("calc: "):
+            heard = script_of(f"⟨{text[6:]}⟩done")
+        elif text in KNOWN:
+            heard = script_of(KNOWN[text])
+        if ids["output_start"] in said:  # what the calculator forced upon the row is not in the script
+            begin, end = said.index(ids["output_start"]), last(said, ids["output_end"])
+            said = said[:begin] + (said[end + 1 :] if end > begin else [])
+        return heard[len(said)] if len(said) < len(heard) else ids["assistant_end"]
 
     return rule
 
