@@ -304,7 +304,7 @@ class Engine:
         def columns() -> Iterator[tuple[list[int], list[int]]]:
             while events := generation.step():
                 token_column, mask_column = [self.specials.assistant_end] * num_samples, [0] * num_samples
-                for row, token, mask in events:
+                for row, token, mask, _ in events:
                     token_column[row.index], mask_column[row.index] = token, mask
                 yield token_column, mask_column
 

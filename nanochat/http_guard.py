@@ -122,15 +122,16 @@ class Guard:
             raise HTTPError(415, "send the request as Content-Type: application/json", "unsupported_media_type")
 
     def _has_key(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
+        scheme, _, rest = authorization.partition(" ")
+        given = rest.strip().encode("latin-1")  # the bytes that were sent
         if scheme.lower() == "basic":  # what a browser asks a person for: any name, the key as password
             try:
-                given = base64.b64decode(given, validate=True).decode("utf-8").partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+                given = base64.b64decode(given, validate=True).partition(b":")[2]
+            except binascii.Error:
                 return False
         elif scheme.lower() != "bearer":
             return False
-        return hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.api_key.encode("utf-8"))
+        return hmac.compare_digest(given, self.api_key.encode())
 
 
 async def with_body(receive: Any) -> Any:

@@ -126,7 +126,7 @@ class CompletionRequest(Completable):
     @classmethod
     def _some_but_not_too_many(cls, prompt: Any) -> Any:
         if isinstance(prompt, list):
-            if not prompt or prompt[0] == []:
+            if not prompt or [] in prompt:
                 raise ValueError("an empty list is no prompt")
             if not isinstance(prompt[0], int) and len(prompt) > MAX_PROMPTS:
                 raise ValueError(f"{len(prompt)} prompts are too many: at most {MAX_PROMPTS} in one request")

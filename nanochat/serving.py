@@ -326,9 +326,9 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind(address)
         sock.listen(1024)
         return sock
-    except (OSError, OverflowError) as e:
-        raise UserError(f"cannot listen on {host} port {port}: {getattr(e, 'strerror', None) or e}; "
-                        "choose another --host or --port") from e
+    except OSError as e:
+        why = e.strerror or e
+        raise UserError(f"cannot listen on {host} port {port}: {why}; choose another --host or --port") from e
 
 
 def raise_file_limit() -> int:
@@ -351,6 +351,8 @@ def check(settings: Settings) -> None:
         raise UserError(f"--{name}={defaults[name]} is impossible: {why[0].lower()}{why[1:]}") from e
     check_at_least(1, max_rows=settings.max_rows)
     check_at_least(0, max_queue=settings.max_queue, port=settings.port)
+    if settings.port > 65535:
+        raise UserError(f"--port={settings.port} is impossible: ports end at 65535")
 
 
 def is_loopback(host: str) -> bool:

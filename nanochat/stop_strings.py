@@ -5,7 +5,8 @@
     stops.feed("N")          # -> ""
     stops.feed("Dtwo")       # -> ""        and stops.hit is True: what was said is "one "
 
-What is let out never changes with how the text was cut into pieces. Pure (floor 1); there is nothing to run here.
+The one that is complete first counts (of those that end together the longest), so how the text was cut into pieces
+changes nothing. Pure (floor 1); there is nothing to run here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """One answer's text on its way out. After `hit` nothing more comes."""
+    """One answer's text on its way out. After `hit` nothing more comes.
+
+    `stops=["a", "baa"]`: of "baa" the "b" is let out, for at "ba" the answer has ended.
+    """
 
     def __init__(self, stops: Sequence[str]):
         if any(not stop for stop in stops):
@@ -28,10 +32,10 @@ class StopStrings:
         if not self.stops or self.hit:
             return "" if self.hit else text
         text = self._held + text
-        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max(_overlap(text, stop) for stop in self.stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -129,18 +129,24 @@ def logprob_entry(likely: TokenLogprobs, offset: int, tokenizer: Any) -> dict[st
 
 
 class Answer:
-    """One choice on its way out: whole characters, nothing of a stop string, each token's logprob with its text."""
+    """One choice on its way out: whole characters, nothing of a stop string, each token's logprob with its text.
 
-    def __init__(self, tokenizer: Any, stops: list[str], offset: int):
+    Logprobs are told of the tokens of the text; with `all_tokens` of every one, those that end an answer or call the
+    calculator too: who goes on with a text counts them (lm-evaluation-harness cuts the last one off).
+    """
+
+    def __init__(self, tokenizer: Any, stops: list[str], offset: int, all_tokens: bool):
         self.tokenizer, self.stream, self.stops = tokenizer, TextStream(tokenizer), StopStrings(stops)
         self.specials = {tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
+        self.all_tokens = all_tokens
         self.fed = self.sent = offset  # characters: decoded, let out
         self.entries: list[dict[str, Any]] = []  # of text that is not out yet
 
     def take(self, event: Event) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
         """(kind, text, logprobs) of what became sure with this token."""
         before = self.stream.kind
-        if event.logprobs and event.mask and before == "text" and event.token not in self.specials:
+        in_text = event.mask and before == "text" and event.token not in self.specials
+        if event.logprobs and (in_text or self.all_tokens):
             self.entries.append(logprob_entry(event.logprobs, self.fed, self.tokenizer))
         kind, text = self.stream.feed(event.token)
         yield from self._say(kind, text)
@@ -215,7 +221,8 @@ class Job:
 
     def begin(self, engine: Engine) -> list[RowState]:
         """The prompts are out: these rows can be written."""
-        self.answers = [Answer(engine.tokenizer, self.request.stop, self.offsets[i // self.request.n])
+        self.answers = [Answer(engine.tokenizer, self.request.stop, self.offsets[i // self.request.n],
+                               all_tokens=self.request.messages is None)
                         for i in range(len(self.rows))]
         return self.rows
 

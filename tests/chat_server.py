@@ -22,12 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from nanochat import configurator
 from nanochat.checkpoint_manager import model_config_dict, save_checkpoint
 from nanochat.gpt import GPT
-from nanochat.serving import serve
 from nanochat.tokenizer import RustBPETokenizer
-from scripts import chat_web
 from tests.helpers import small_model, small_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +84,7 @@ def chat_server(*flags: str, parrot: bool = True, delay: float = 0.0, base: Path
     """The server with these flags, on a free port. `base`: NANOCHAT_BASE_DIR with a model in it (else a small one)."""
     with contextlib.ExitStack() as stack:
         if parrot:
-            module, environment = "tests.chat_server", {**environment, "PARROT_DELAY": str(delay)}
+            module, environment = "tests.parrot_server", {**environment, "PARROT_DELAY": str(delay)}
         else:
             module = "scripts.chat_web"
             if base is None:
@@ -109,14 +106,3 @@ def wait_until(condition, seconds: float = 30.0) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def main(config: chat_web.Config) -> None:
-    """The server with the parrot as its model."""
-    delay = f"--delay={os.environ['PARROT_DELAY']}"
-    commands = chat_web.worker_commands(config, "tests.parrot")
-    serve(config, [([*command, delay], environment) for command, environment in commands])
-
-
-if __name__ == "__main__":
-    configurator.main(main, chat_web.Config)

@@ -5,8 +5,8 @@ hears.
 
 Everything but the model is the real thing: engine, cache, sampling, calculator, streaming. So a test decides what "the
 model" says: it repeats the user's last message, token by token; to `calc: 12/60` it calls the calculator, then says
-"done"; to a few questions it says what a pocket model answered (README). A text to go on with (no chat) goes on with
-its first token.
+"done"; what begins with `slowly: ` takes it 0.3 s a token; to a few questions it says what a pocket model answered
+(README). A text to go on with (no chat) goes on with its first token.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def repeat(tokenizer: Any):
             heard = script_of(f"⟨{text[6:]}⟩done")
         elif text in KNOWN:
             heard = script_of(KNOWN[text])
+        if text.startswith("slowly: "):
+            time.sleep(0.3)
         if ids["output_start"] in said:  # what the calculator forced upon the row is not in the script
             begin, end = said.index(ids["output_start"]), last(said, ids["output_end"])
             said = said[:begin] + (said[end + 1 :] if end > begin else [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from nanochat.kv_cache import GROWTH
 from nanochat.tokenizer import HuggingFaceTokenizer
 from nanochat.torch_forward import TorchForward
 from tests.engine_trials import trial
+from tests.parrot import Parrot
 from tests.reference.kv_cache import ListCache, complete, pick
 
 CONTEXT = 64
@@ -68,41 +68,6 @@ def random_prompts(n: int, vocab_size: int, longest: int = 30, seed: int = 0) ->
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (n,), generator=g).tolist()
     return [torch.randint(vocab_size, (length,), generator=g).tolist() for length in lengths]
-
-
-class Parrot:
-    """A "model" with a rule in place of weights: next token = rule(all tokens of the row so far).
-
-    It remembers the tokens only as keys in the real KVCache, so a cache that mixes up rows or positions changes what it
-    says. One layer, one head of size 1.
-    """
-
-    compute_dtype = torch.float32
-
-    def __init__(self, rule, vocab_size: int, sequence_len: int = 256):
-        self.rule = rule
-        self.config = SimpleNamespace(sequence_len=sequence_len, vocab_size=vocab_size, n_layer=1, n_head=1,
-                                      n_kv_head=1, n_embd=1)
-        self.rows_seen: list[int] = []  # batch size of each forward
-
-    def get_device(self):
-        return torch.device("cpu")
-
-    def parameters(self):
-        return [torch.zeros(1)]
-
-    def __call__(self, idx, kv_cache, at=None):
-        B, T = idx.shape
-        self.rows_seen.append(B)
-        positions = kv_cache.positions(T)
-        assert int(positions.max()) < self.config.sequence_len
-        k, _ = kv_cache.insert_kv(0, idx.float().view(B, 1, T, 1), idx.float().view(B, 1, T, 1))
-        logits = torch.zeros(B, T, self.config.vocab_size)
-        for b in range(B):
-            for t in range(T):
-                logits[b, t, self.rule(k[b, 0, : int(positions[b, t]) + 1, 0].long().tolist())] = 10.0
-        kv_cache.advance(T)
-        return logits if at is None else logits[torch.arange(B), at][:, None]
 
 
 def scripted(tokenizer, script: list[int], prompt_len: int) -> Engine:
