@@ -4,7 +4,7 @@
     prefixes.put(ids, cache.read_row(row))
     kv = prefixes.longest(prompt)                    # (2, layers, H_kv, n, D): those of prompt[:n]; n may be 0
 
-A pure part: what it holds is exact for as long as the weights stay; whoever changes them calls `clear`.
+A pure part: what it holds is exact for as long as the weights stay; whoever changes them starts a new one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return sum(len(ids) for ids, _ in self._entries)
-
-    def clear(self) -> None:
-        self._entries.clear()
 
     def put(self, ids: Sequence[int], kv: Tensor) -> None:
         """Remember the keys and values (2, layers, H_kv, len(ids), D) of a sequence. What it begins with needs no entry

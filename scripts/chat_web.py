@@ -66,7 +66,7 @@ def visible_gpus() -> list[str]:
         return [x for x in chosen.split(",") if x.strip()]
     if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
         return []
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, encoding="utf-8", check=False)
     return [str(i) for i in range(int(done.stdout))] if done.stdout.strip().isdigit() else []
 
 

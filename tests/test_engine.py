@@ -25,6 +25,7 @@ from nanochat.engine import (
 )
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kv_cache import GROWTH
+from nanochat.prefix_cache import PrefixCache
 from nanochat.tokenizer import HuggingFaceTokenizer
 from nanochat.torch_forward import TorchForward
 from tests.engine_trials import trial
@@ -446,7 +447,7 @@ def test_turns_and_samples_compute_a_beginning_once(tokenizer):
         computed = engine.forward.tokens - before
         assert computed == (len(prompt) if turn == 0 else 1 + 5) + len(ids) - 1
         prompt = prompt + ids + [1, 2, 3, 4, 5]
-    engine.prefixes.clear()
+    engine.prefixes = PrefixCache(engine.prefixes.capacity)
     before = engine.forward.tokens
     rows, _ = engine.generate_batch(prompt, num_samples=6, max_tokens=1, temperature=1.0)
     assert engine.forward.tokens - before == len(prompt)

@@ -63,6 +63,7 @@ NAMES = {
     "scripts.chat_sft": "main",
     "scripts.chat_eval": "main run_generative_eval run_categorical_eval run_chat_eval",
     "scripts.chat_cli": "main",
+    "scripts.chat_web": "main",
 }
 
 # (module, names): the piece of work that brings them.
@@ -71,7 +72,6 @@ TO_COME = {
                            "render_prompts_lm"): "CORE",
     ("scripts.base_eval", "main"): "CORE",
     ("scripts.chat_rl", "main"): "reinforcement learning",
-    ("scripts.chat_web", "main"): "the web page and API",
     ("nanochat.execution", "execute_code"): "HumanEval and the sandbox",
     ("tasks.humaneval", "HumanEval"): "HumanEval and the sandbox",
 }
