@@ -397,7 +397,7 @@ def say_goodbye(stages: list[Stage], seconds: float) -> None:
         python = Path(sys.executable)
         if python.is_relative_to(Path.cwd()):
             python = python.relative_to(Path.cwd())
-        print(f"Talk to it:  {python} -m scripts.chat_cli")
+        print(f"Talk to it:  {python} -m scripts.chat_cli, or in the browser: {python} -m scripts.chat_web")
 
 
 def main(argv: list[str] | None = None) -> int:
