@@ -434,8 +434,9 @@ def test_code_is_set_apart_and_stays_text(page):
 def test_the_oldest_turns_are_left_out_and_it_is_said_once(visit):
     page = visit.page
     notes = page.locator(".dropped:visible")
+    context = page.evaluate("keepSetting('max_tokens', 3), state.model.context")
     for n in range(60):
-        say(page, f"{n}: {SENTENCE}")
+        say(page, f"{n}: {'long ' * (context // 20)}")  # 5 bytes are as many tokens, or fewer
         if notes.count():
             break
     assert n > 0
@@ -634,7 +635,7 @@ def test_full_and_forbidden_storage_is_survived_and_said(visits, server):
     say(page, SENTENCE)
     assert "storage is full" in page.text_content("#notice p")
     assert said(page) == SENTENCE
-    page.evaluate("for (const key in localStorage) if (key.startsWith('filler')) localStorage.removeItem(key)")
+    page.evaluate("Object.keys(localStorage).forEach((key) => key.startsWith('filler') && localStorage.removeItem(key))")
     say(page, "three")  # there is room again: all of it is kept, in one conversation
     assert [len(one["turns"]) for one in kept(page)] == [3]
 
