@@ -458,8 +458,9 @@ def test_the_end_of_an_answer_is_said_when_it_is_no_good_one(page):
         assert words in last(page, ".end").text_content() and last(page, ".end").is_visible() == bool(words)
 
 
-def test_an_answer_is_copied(visits, server):
-    page = visits(server.url, permissions=["clipboard-read", "clipboard-write"]).page
+def test_an_answer_is_copied(visit):
+    page = visit.page
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
     for text, without in [("copy me\n  twice", ""),
                           ("as of old", "Object.defineProperty(navigator, 'clipboard', {value: undefined})")]:
         say(page, text)
@@ -635,7 +636,7 @@ def test_full_and_forbidden_storage_is_survived_and_said(visits, server):
     say(page, SENTENCE)
     assert "storage is full" in page.text_content("#notice p")
     assert said(page) == SENTENCE
-    page.evaluate("Object.keys(localStorage).forEach((key) => key.startsWith('filler') && localStorage.removeItem(key))")
+    page.evaluate("Object.keys(localStorage).forEach((key) => key.startsWith(KEPT) || localStorage.removeItem(key))")
     say(page, "three")  # there is room again: all of it is kept, in one conversation
     assert [len(one["turns"]) for one in kept(page)] == [3]
 
@@ -700,20 +701,20 @@ STRANGE = """() => {
 }"""
 
 
-@pytest.mark.parametrize("act", [
-    "document.querySelector('#turns').innerHTML = '<img src=x onerror=hit()>'", "hit()", "alert(1)",
-    "fetch('http://evil.test/')", "document.body.setAttribute('onclick', 'hit()'); document.body.click()",
-    "document.body.append(Object.assign(document.createElement('img'), {src: 'http://evil.test/'}))",
-    "console.error('x')",
-])
-def test_the_watch_sees_what_must_not_be(visit, act):
+def test_the_watch_sees_what_must_not_be(visit):
     """The tests below are worth what they would notice."""
-    visit.page.evaluate(f"async () => {{ try {{ await ({{async f() {{ {act} }}}}).f(); }} catch {{ }} }}")
-    with pytest.raises(AssertionError):
-        visit.check()
-    visit.again()
+    for act in ("document.querySelector('#turns').innerHTML = '<img src=x onerror=hit()>'", "hit()", "alert(1)",
+                "fetch('http://evil.test/')", "document.body.setAttribute('onclick', 'hit()'); document.body.click()",
+                "document.body.append(Object.assign(document.createElement('img'), {src: 'http://evil.test/'}))",
+                "console.error('x')"):
+        visit.page.evaluate(f"async () => {{ try {{ await ({{async f() {{ {act} }}}}).f(); }} catch {{ }} }}")
+        with pytest.raises(AssertionError):
+            visit.check()
+        visit.page.evaluate("window.hits.length = 0")
+        visit.problems = []
     visit.page.evaluate("document.querySelector('#turns').append(document.createElement('img'))")
     assert visit.page.evaluate(STRANGE) == ["<img>"]
+    visit.again()
 
 
 def test_nothing_that_the_model_says_runs_or_becomes_an_element(page):
@@ -806,7 +807,7 @@ def test_axe_finds_nothing_and_pictures_are_taken(visits, server, scheme, tmp_pa
     look("desktop-delete")
     page.keyboard.press("Escape")
     page.set_viewport_size(PHONE["viewport"])
-    look("phone")
+    page.screenshot(path=folder / f"phone-{scheme}.png")
     page.click("#open-side")
     look("phone-drawer")
 
