@@ -721,19 +721,19 @@ def test_nothing_that_the_model_says_runs_or_becomes_an_element(page):
     """All of them are asked one after the other, each in a new conversation: so they are titles too."""
     page.evaluate("""texts => {
         for (const text of texts) {
-            document.getElementById("new").click();
+            show(null);
             setField(text);
             document.getElementById("composer").requestSubmit();
         }
     }""", INJECTIONS)
     until(page, "() => state.running.size === 0")
-    found = page.evaluate(f"""() => [...document.querySelectorAll("#saved a")].map(link => link.dataset.id).map(id => {{
-        const link = document.querySelector(`#saved a[data-id="${{id}}"]`);
-        link.click();
-        const text = selector => document.querySelector(selector).textContent;
-        return [link.textContent, text(".question .text"), text(".said"), ({STRANGE})()];
+    assert sorted(titles(page)) == sorted(INJECTIONS) and page.evaluate(STRANGE) == []
+    found = page.evaluate(f"""() => [...state.conversations.values()].map((conversation) => {{
+        show(conversation);
+        const text = (selector) => document.querySelector(selector).textContent;
+        return [text(".question .text"), text(".said"), ({STRANGE})()];
     }})""")
-    assert sorted(found) == sorted([text, text, text, []] for text in INJECTIONS)
+    assert found == [[text, text, []] for text in INJECTIONS]
     page.click("#saved a >> nth=7")
     edit(page)
     page.reload()
@@ -757,7 +757,7 @@ def test_what_was_put_into_the_storage_does_not_run_either(page):
     page.reload()
     assert len(titles(page)) == len(INJECTIONS) + 1
     found = page.evaluate(f"""count => [...Array(count).keys()].map(i => {{
-        document.querySelector(`#saved a[data-id="${{i.toString(16).padStart(16, "0")}}"]`).click();
+        show(state.conversations.get(i.toString(16).padStart(16, "0")));
         const texts = [...document.querySelectorAll(".said p, .said summary, .said dd, .trouble p")];
         return [texts.map(element => element.textContent.trim()), ({STRANGE})()];
     }})""", len(INJECTIONS))
