@@ -306,9 +306,9 @@ async def leave_task(job: Job) -> dict[str, Any]:
     async def one_after_the_other() -> None:
         while (k := next(numbers)) < job["count"]:
             r = random.Random(k)
-            body = request(job["first"] + k, job["num_words"])
+            body = request(job["first"] + k, job["num_words"]) | {"max_tokens": 1000}  # it is gone long before
             while (what := await leave(job["port"], body, k % 2 == 0, MOMENTS[k // 2 % 2], WAYS[k // 4 % 3], r)
-                   ) in ("refused", "answered"):
+                   ) == "refused":
                 seen[what] += 1
                 await asyncio.sleep(0.1)
             seen[what] += 1

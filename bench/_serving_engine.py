@@ -22,8 +22,7 @@ from nanochat.common import compute_init, resolve_dtype
 from nanochat.engine import Engine, RowState, Sampling
 
 
-def main() -> None:
-    job: dict[str, Any] = json.loads(sys.argv[1])
+def run(job: dict[str, Any]) -> dict[str, Any]:
     *_, device = compute_init("cpu")
     model, tokenizer, _ = load_model("sft", device, "eval", dtype=resolve_dtype("auto", "cpu"))
     engine = Engine(model, tokenizer, prefix_positions=4 * model.config.sequence_len)
@@ -53,8 +52,8 @@ def main() -> None:
     seconds = time.monotonic() - begin
     end = tokenizer.encode_special("<|assistant_end|>")
     texts = [tokenizer.decode([token for token in row.ids if token != end]) for row in checked]
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "cpu": time.process_time() - cpu, "texts": texts}))
+    return {"tokens": tokens, "seconds": seconds, "cpu": time.process_time() - cpu, "texts": texts}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(run(json.loads(sys.argv[1]))))

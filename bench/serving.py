@@ -57,7 +57,6 @@ from tests.chat_server import ChatServer, chat_server, wait_until
 HERE = Path(__file__).resolve().parent
 CONTEXT = 2048
 NUM_WORDS = VOCAB - 256 - len(SPECIAL_TOKENS)
-PARROT_DELAY = 0.05
 
 
 @dataclass
@@ -88,6 +87,8 @@ class Config:
     """Seconds before each turn that do not count."""
     samples: int = 2
     """Of each kind of leaving, how often the tokens written afterwards are counted."""
+    parrot_delay: float = 0.05
+    """Seconds a token, there."""
 
 
 def made_up_tokenizer() -> RustBPETokenizer:
@@ -155,9 +156,9 @@ def spread_ms(values: Sequence[float]) -> dict[str, float]:
 
 
 def engine_turn(config: Config, base: Path, first: int, check: list[int]) -> dict[str, Any]:
-    return Child("_serving_engine.py", {"NANOCHAT_BASE_DIR": str(base)}, clients=config.clients,
-                 max_rows=config.max_rows, first=first, warm_up=config.warm_up, seconds=config.seconds / config.rounds,
-                 check=check).result()
+    job = {"clients": config.clients, "max_rows": config.max_rows, "first": first, "warm_up": config.warm_up,
+           "seconds": config.seconds / config.rounds, "check": check}
+    return Child("_serving_engine.py", {"NANOCHAT_BASE_DIR": str(base)}, **job).result()
 
 
 def load_turn(config: Config, server: ChatServer, first: int) -> dict[str, Any]:
@@ -202,12 +203,13 @@ def leaving(config: Config, server: ChatServer, first: int) -> dict[str, Any]:
 def tokens_after_leaving(config: Config) -> dict[str, int]:
     """The most tokens of a row that were written after its client had left, by kind of leaving."""
     found: dict[str, int] = {}
-    with chat_server(parrot=True, delay=PARROT_DELAY) as server:
+    with chat_server(parrot=True, delay=config.parrot_delay) as server:
         def written() -> int:
             return int(clients.metrics(server.port)["nanochat_completion_tokens_total"])
 
-        kinds = itertools.product((True, False), clients.MOMENTS, clients.WAYS, (1, 4))
-        for stream, moment, way, n in [kind for kind in kinds for _ in range(config.samples)]:
+        kinds = itertools.product((True, False), clients.MOMENTS, clients.WAYS, range(config.samples))
+        for stream, moment, way, i in kinds:
+            n = 1 + 3 * (i % 2)  # one answer, or four
             body = {"messages": [{"role": "user", "content": "a" * 100}], "n": n}
             before = written()
             with socket.create_connection((clients.HOST, server.port), timeout=clients.PATIENCE) as sock:
@@ -221,7 +223,7 @@ def tokens_after_leaving(config: Config) -> dict[str, int]:
                     sock.shutdown(socket.SHUT_WR)
                     while sock.recv(65536):
                         pass
-            time.sleep(3 * PARROT_DELAY)  # what had not even begun would begin now
+            time.sleep(3 * config.parrot_delay)  # what had not even begun would begin now
             wait_until(lambda: clients.rows(clients.metrics(server.port)) == 0)
             kind = f"{'streamed' if stream else 'whole'}, {moment}, {way}"
             found[kind] = max(found.get(kind, 0), -(-(written() - before) // n))

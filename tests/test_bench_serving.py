@@ -18,9 +18,18 @@ def bench(monkeypatch):
     return importlib.import_module("serving")
 
 
-def test_end_to_end(bench, capsys):
+def test_end_to_end(bench, capsys, monkeypatch):
+    def engine_here(script, environment, **job):  # another process would import torch for seconds
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", environment["NANOCHAT_BASE_DIR"])
+        found = importlib.import_module("_serving_engine").run({"num_words": bench.NUM_WORDS, **job})
+        return type("Done", (), {"result": lambda self: found})()
+
+    child = bench.Child
+    monkeypatch.setattr(bench, "Child", lambda script, *args, **job: (
+        engine_here if script == "_serving_engine.py" else child)(script, *args, **job))
     bench.main(bench.Config(depth=[2], seconds=2, rounds=1, clients=6, max_rows=3, max_queue=5, slow_sockets=9,
-                            too_many=20, refuse_seconds=0.5, disconnects=24, samples=1, warm_up=0.5))
+                            too_many=20, refuse_seconds=0.5, disconnects=24, samples=1, warm_up=0.3,
+                            parrot_delay=0.01))
     *before, last = capsys.readouterr().out.splitlines()
     figures = json.loads(last)
     assert any(line.startswith("depth 2, round 1 of 1: ") for line in before)
