@@ -18,6 +18,7 @@ def bench(monkeypatch):
     return importlib.import_module("serving")
 
 
+@pytest.mark.slow  # three processes, one after the other, import torch
 def test_end_to_end(bench, capsys, monkeypatch):
     def engine_here(script, environment, **job):  # another process would import torch for seconds
         monkeypatch.setenv("NANOCHAT_BASE_DIR", environment["NANOCHAT_BASE_DIR"])
