@@ -6,7 +6,7 @@ processes share; figures are of what happened from `begin` until `end`.
 
     {"task": "load", "port": 8000, "begin": 1.0, "end": 9.0, "clients": 64, "first": 0, "finish": true}
         closed loops of streamed chats, request number `first` and on; who is refused asks again a quarter of a second
-        later; `finish`: answers that are on their way at the end are waited for
+        later; `finish`: answers that are on their way at the end are waited for; `start`: when they come, all at once
     {"task": "slow", ..., "sockets": 500}      a head byte by byte, a body byte by byte, nothing at all
     {"task": "health", ..., "every": 0.05}     a new connection for each look at /health
     {"task": "leave", "port": 8000, "count": 1000, "together": 64, "first": 0}     chats that nobody waits for
@@ -179,6 +179,7 @@ class Client(asyncio.Protocol):
 
 async def load_task(job: Job) -> dict[str, Any]:
     load, loop = Load(job), asyncio.get_running_loop()
+    await asyncio.sleep(job.get("start", 0.0) - time.monotonic())
     await asyncio.gather(*(loop.create_connection(lambda: Client(load), HOST, load.port)
                            for _ in range(job["clients"])))
     await asyncio.sleep(load.end - time.monotonic())

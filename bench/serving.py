@@ -13,7 +13,8 @@ many at once and always enough waiting. Engine and server take turns; the ratio 
 server's rate over the mean of the engine's before and after it. Everything shares the cores: CPU seconds say who used
 them, and "others" what was used by processes that are not of this benchmark.
 
-Then: more clients than there is room for, and how fast each 429 comes; clients that leave before the first token or in
+Then: `--too_many` clients that come in one moment where every place is taken, and ask again a quarter of a second after
+each 429, and how fast those come; clients that leave before the first token or in
 the middle, by closing, by closing half, by a reset, streamed or not, and how many rows are left of them; and with a
 stand-in for a model, of 50 ms a token (tests/parrot.py), how many tokens are written after a client has left.
 
@@ -77,8 +78,8 @@ class Config:
     """Answers that may wait."""
     slow_sockets: int = 500
     """Connections that waste the server's time during the load."""
-    too_many: int = 160
-    """Clients that come at once where max_rows + max_queue have room."""
+    too_many: int = 80
+    """Clients that come at once where all places are taken."""
     refuse_seconds: float = 5.0
     """Seconds for which they come."""
     disconnects: int = 1000
@@ -184,9 +185,16 @@ def load_turn(config: Config, server: ChatServer, first: int) -> dict[str, Any]:
 
 
 def refusals(config: Config, server: ChatServer, first: int) -> dict[str, Any]:
+    """As many clients as there is room for; a second later the ones that are too many, all at once."""
     begin = time.monotonic()
-    return Child("_serving_clients.py", task="load", port=server.port, begin=begin, end=begin + config.refuse_seconds,
-                 clients=config.too_many, first=first, finish=True).result()
+    start = begin + 1.0
+    common = {"task": "load", "port": server.port, "begin": begin, "end": start + config.refuse_seconds, "finish": True}
+    children = {"room": Child("_serving_clients.py", clients=config.max_rows + config.max_queue, first=first, **common),
+                "too many": Child("_serving_clients.py", clients=config.too_many, first=first + 10**5, start=start,
+                                  **common)}
+    with ended(children):
+        room, too_many = (child.result() for child in children.values())
+    return {name: room[name] + too_many[name] for name in room}
 
 
 def leaving(config: Config, server: ChatServer, first: int) -> dict[str, Any]:
