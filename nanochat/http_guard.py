@@ -20,6 +20,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,11 +62,13 @@ def as_json(content: Any) -> bytes:
 
 
 class Guard:
-    """The application behind a door. `only_local`: it listens on loopback, so its name must be local, too."""
+    """The application behind a door. `only_local`: it listens on loopback, so its name must be local, too. `room`
+    raises HTTPError when no question has a place."""
 
-    def __init__(self, app: Any, metrics: Metrics, api_key: str = "", only_local: bool = True):
+    def __init__(self, app: Any, metrics: Metrics, api_key: str = "", only_local: bool = True,
+                 room: Callable[[], Any] = lambda: None):
         self.app, self.metrics, self.api_key = app, metrics, api_key
-        self.only_local = only_local
+        self.only_local, self.room = only_local, room
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -88,6 +91,8 @@ class Guard:
 
         try:
             self.check(scope, headers)
+            if scope["method"] == "POST":
+                self.room()  # here, too: when many come at once, reading and validating what is refused takes long
             inner = await with_body(noted_receive) if scope["method"] == "POST" else noted_receive
             await self.app(scope, inner, guarded_send)
         except HTTPError as e:

@@ -369,7 +369,7 @@ async def run(settings: Settings, commands: Sequence[Command]) -> None:
     server = Server(settings, pool, metrics)
     key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")
     local = is_loopback(settings.host)
-    guarded = Guard(server.application(), metrics, key, only_local=local)
+    guarded = Guard(server.application(), metrics, key, only_local=local, room=pool.room)
     PatientProtocol.max_connections = raise_file_limit()
     with contextlib.closing(listen(settings.host, settings.port)) as sock:
         await pool.start()

@@ -191,8 +191,8 @@ class WorkerPool:
     def ready(self) -> list[WorkerProcess]:
         return [worker for worker in self.workers if worker.info is not None]
 
-    def submit(self, request: dict[str, Any], rows: int) -> Ticket:
-        """Hand a request to the worker with the least to do. HTTPError when all have enough, or none is there."""
+    def room(self, rows: int = 1) -> WorkerProcess:
+        """The worker with the least to do, HTTPError when all have enough, or none is there."""
         if self.stopping or not self.ready:
             raise HTTPError(503, "the server is stopping" if self.stopping else "no worker is ready: try again soon",
                             "unavailable", headers={"Retry-After": "5"})
@@ -201,6 +201,11 @@ class WorkerPool:
             self.metrics.refused.inc()
             raise HTTPError(429, f"{worker.rows} answers are in work or waiting, which is enough: try again soon",
                             "queue_full", headers={"Retry-After": "1"})
+        return worker
+
+    def submit(self, request: dict[str, Any], rows: int) -> Ticket:
+        """Hand a request to a worker; HTTPError when none has room for it."""
+        worker = self.room(rows)
         ticket = Ticket(worker, next(self._ids), rows)
         worker.tickets[ticket.id] = ticket
         worker.tell({"id": ticket.id, **request})
