@@ -1,6 +1,6 @@
 """What the server costs beside the engine, and how it holds when clients are many, slow, or gone.
 
-    python bench/serving.py                                     # some eight minutes on two cores: depths 6 and 12
+    python bench/serving.py                                     # some nine minutes on two cores: depths 6 and 12
     python bench/serving.py --depth=6 --seconds=20 --rounds=1
 
 For each depth a model of random weights (width 64 × depth, heads of 128, vocabulary 32 768) is saved as a checkpoint
@@ -14,9 +14,10 @@ server's rate over the mean of the engine's before and after it. Everything shar
 them, and "others" what was used by processes that are not of this benchmark.
 
 Then: `--too_many` clients that come in one moment where every place is taken, and ask again a quarter of a second after
-each 429, and how fast those come; clients that leave before the first token or in
-the middle, by closing, by closing half, by a reset, streamed or not, and how many rows are left of them; and with a
-stand-in for a model, of 50 ms a token (tests/parrot.py), how many tokens are written after a client has left.
+each 429, and how fast those come; clients that leave before the first token or in the middle, by closing, by closing
+half, by a reset, streamed or not, and how many rows are left of them; and with a stand-in for a model, of 50 ms a token
+(tests/parrot.py), how many tokens are written after a client has left. Memory is that after the first round and at the
+end: the worker's grows until its cache of prompts' beginnings is full.
 
 The last line printed is JSON; the worse figure of the depths stands at its top.
 """
