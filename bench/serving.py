@@ -117,7 +117,7 @@ class Child:
         job = {"num_words": NUM_WORDS, **job}
         path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen([sys.executable, str(HERE / script), json.dumps(job)], stdout=subprocess.PIPE,
-                                        text=True, env={**os.environ, "PYTHONPATH": path, **(environment or {})})
+                                        env={**os.environ, "PYTHONPATH": path, **(environment or {})})
 
     def result(self) -> dict[str, Any]:
         out, _ = self.process.communicate()
