@@ -86,6 +86,7 @@ def page(visit):
 def expect(what):
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=20_000)
     return expect(what)
 
 
@@ -346,7 +347,7 @@ def test_retry_gives_other_answers_and_edit_replaces_the_turn(visit):
     send(page, "second, but better")
     answered(page, 2)
     assert [m["content"] for m in bodies[3]["messages"]] == ["first", "first", "second, but better"]
-    assert said(page) == "second, but better"
+    assert said(page) == "second, but better" and page.input_value("#question") == "a draft"
     assert last(page, ".pager").is_hidden()
     assert [turn["question"] for turn in kept(page)[0]["turns"]] == ["first", "second, but better"]
 
@@ -453,7 +454,7 @@ def test_the_end_of_an_answer_is_said_when_it_is_no_good_one(page):
     page.evaluate("keepSetting('max_tokens', 3)")
     say(page, SENTENCE)
     assert last(page, ".end").text_content() == "Cut off at max_tokens (see the settings)."
-    for detail, words in [("context", "context is full"), ("bos", "another document"), ("stop", "")]:
+    for detail, words in [("context", "context is full"), ("bos", "another document"), ("stop", ""), ("toString", "")]:
         body = stream(chunk("so far"), chunk("", finish_reason="stop", finish_detail=detail)) + "data: [DONE]\n\n"
         instead(page, content_type="text/event-stream", body=body)
         say(page, "hello")
