@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-source dev/setup.sh
+NANOCHAT_REQUIREMENTS=requirements-test.txt source dev/setup.sh
 
 .venv/bin/ruff check .
 exec .venv/bin/python -m pytest -n 2 "$@"

@@ -7,6 +7,9 @@
 # NANOCHAT_TORCH   another torch: a requirement, a wheel or a URL, e.g. NANOCHAT_TORCH='torch==2.14.1' bash test.sh
 # PIP_INDEX_URL    and pip's other variables say where packages come from
 # NANOCHAT_PYTHON  the Python to build .venv with, instead of the best one found
+# NANOCHAT_REQUIREMENTS  the lock: requirements.txt (unless said otherwise) is all that training and chatting need;
+#                  test.sh names requirements-test.txt, which holds that and what the tests want beside it. Where the
+#                  larger one is installed the smaller is as well, so that changing between them costs nothing.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -57,10 +60,11 @@ make_venv() {
 
 # --- steps with stamps
 
-# key WORDS FILES... : the hashes that the stamps hold, one line a step: torch, requirements, project, rustbpe
+# keys TORCH LOCK: the hashes that the stamps hold, a line each: torch, requirements (of LOCK, then of the larger lock
+# where that holds LOCK's pins, else of LOCK again), project, rustbpe
 keys() {
-    .venv/bin/python - "$1" <<'END'
-import hashlib, pathlib, sys
+    .venv/bin/python - "$1" "$2" <<'END'
+import hashlib, pathlib, re, sys
 
 def key(*texts, files=()):
     digest = hashlib.sha256(repr((sys.version, str(pathlib.Path.cwd()), texts)).encode())
@@ -69,12 +73,19 @@ def key(*texts, files=()):
             digest.update(str(path).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
+def pins(path):  # name==version, whatever the platform
+    return set(re.findall(r"^[\w.-]+.*?==[^\s;]+", path.read_text(encoding="utf-8"), re.M)) if path.is_file() else set()
+
 here = pathlib.Path(".")
+lock, larger = here / sys.argv[2], here / "requirements-test.txt"
+if not pins(lock) <= pins(larger):
+    larger = lock
 wheel = pathlib.Path(sys.argv[1])  # a wheel file that was built anew under the same name is another torch
 built = [wheel.stat().st_mtime_ns] if wheel.is_file() else []
 crate = [p for p in here.glob("rustbpe/**/*") if p.suffix in {".rs", ".toml", ".py", ".pyi"} and "target" not in p.parts]
 print(key("torch", sys.argv[1], *built))
-print(key("requirements", files=[here / "requirements.txt"]))
+print(key("requirements", files=[lock]))
+print(key("requirements", files=[larger]))
 print(key("project", files=[here / "pyproject.toml"]))
 print(key("rustbpe", files=crate))
 END
@@ -85,7 +96,7 @@ stamp() { echo "$2" >".venv/.setup/$1.new" && mv ".venv/.setup/$1.new" ".venv/.s
 pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
 
 install_all() {
-    local torch=$1 torch_key=$2 requirements_key=$3 project_key=$4 fresh=""
+    local torch=$1 lock=$2 torch_key=$3 lock_key=$4 larger_key=$5 project_key=$6 fresh=""
     if ! stamped torch "$torch_key"; then
         rm -f .venv/.setup/torch
         say "$torch (the longest step: up to 4 GB; NANOCHAT_TORCH names another build)"
@@ -93,11 +104,12 @@ install_all() {
         stamp torch "$torch_key"
         fresh=1
     fi
-    if ! stamped requirements "$requirements_key"; then
+    if ! stamped requirements "$lock_key" && ! stamped requirements "$larger_key"; then
         rm -f .venv/.setup/requirements
-        say "the other packages (requirements.txt, checked by hash)"
-        pip_install --require-hashes -r requirements.txt || give_up "pip could not install requirements.txt: see above"
-        stamp requirements "$requirements_key"
+        say "the other packages ($lock, checked by hash)"
+        # --no-deps: the lock is complete, and pips up to 2023 refuse one in which a package asks for extras of another
+        pip_install --no-deps --require-hashes -r "$lock" || give_up "pip could not install $lock: see above"
+        stamp requirements "$lock_key"
         fresh=1
     fi
     if ! stamped project "$project_key"; then
@@ -145,13 +157,14 @@ check_compiler() { # torch.compile on a CPU compiles C++ against Python's header
 }
 
 set_up() {
-    local torch=${NANOCHAT_TORCH:-"torch>=2.11,<2.15"} lines
+    local torch=${NANOCHAT_TORCH:-"torch>=2.11,<2.15"} lock=${NANOCHAT_REQUIREMENTS:-requirements.txt} lines
+    [ -f "$lock" ] || give_up "there is no $lock in $PWD (NANOCHAT_REQUIREMENTS)"
     make_venv
-    lines=$(keys "$torch")
-    # shellcheck disable=SC2086 # four hashes without spaces, one a step
+    lines=$(keys "$torch" "$lock")
+    # shellcheck disable=SC2086 # five hashes without spaces
     set -- $lines
-    install_all "$torch" "$1" "$2" "$3"
-    build_rustbpe "$4"
+    install_all "$torch" "$lock" "$1" "$2" "$3" "$4"
+    build_rustbpe "$5"
     check_compiler
 }
 

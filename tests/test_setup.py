@@ -344,25 +344,47 @@ def test_ci_runner_is_executable():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def test_the_lock_holds_no_gpu_package_and_no_address():
-    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    names = set(re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE))
+LOCKS = {"requirements.txt": ["dev"], "requirements-test.txt": ["dev", "test"]}  # and the extras that are in them
+
+
+def locked(lock: str) -> dict[tuple[str, str], set[str]]:
+    """The hashes of each version; of some packages there are several, for several Pythons:
+    `{("numpy", "2.2.6"): {"sha256:0b60...", ...}, ...}`."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]
+    pins = [re.match(r"([a-z0-9.-]+)(?:\[[a-z,]+\])?==([^\s;]+)", block).groups() for block in blocks]
+    return {pin: set(re.findall(r"--hash=(\S+)", block)) for pin, block in zip(pins, blocks)}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_no_gpu_package_and_no_address(lock):
+    hashes = locked(lock)
+    names = {name for name, _ in hashes}
     assert {"tyro", "safetensors", "tiktoken", "pytest", "setuptools"} <= names
     assert not [n for n in names if re.match(r"torch|nvidia|triton|cuda|rocm|pytorch", n)]
-    assert "://" not in lock and "--index-url" not in lock and "--find-links" not in lock
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    assert not re.search(r"://| @ |^\s*-(?!-hash=sha256:[0-9a-f]{64}( \\)?$)", text, re.MULTILINE)  # no host, no option
     # Every package is held to its hashes.
-    blocks = re.split(r"^(?=[A-Za-z0-9])", lock, flags=re.MULTILINE)[1:]
-    assert len(blocks) > 30 and all("--hash=sha256:" in block for block in blocks)
+    assert len(hashes) > 30 and all(hashes.values())
 
 
-def test_the_lock_holds_what_pyproject_asks_for():
-    """A dependency added to pyproject.toml without compiling the lock again is seen."""
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_what_pyproject_asks_for(lock):
+    """A dependency added to pyproject.toml without compiling the locks again is seen."""
     project = load_toml(ROOT / "pyproject.toml")["project"]
-    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert set(project["optional-dependencies"]) == {"dev", "test"}
+    asked = project["dependencies"] + [r for extra in LOCKS[lock] for r in project["optional-dependencies"][extra]]
     names = {re.match(r"[A-Za-z0-9._-]+", r)[0].lower().replace("_", "-") for r in asked}
-    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    assert names <= set(re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE))
+    assert names <= {name for name, _ in locked(lock)}
     assert "torch" not in names  # it is the user's choice
+
+
+def test_the_tests_run_with_the_versions_that_a_user_gets():
+    """Each pin of requirements.txt is in requirements-test.txt too, with the same hashes; the other way round not."""
+    small, large = locked("requirements.txt"), locked("requirements-test.txt")
+    assert small.items() <= large.items()
+    only_tested = {name for name, _ in large} - {name for name, _ in small}
+    assert {"openai", "playwright", "lm-eval", "schemathesis", "axe-playwright-python"} <= only_tested
 
 
 # --------------------------------------------------------------------------- dev/setup.sh
@@ -383,7 +405,7 @@ exec {sys.executable} "$@"
 def project(tmp_path) -> Path:
     """A copy of what set-up reads, with a .venv that is there already and whose pip installs nothing."""
     (tmp_path / "dev").mkdir()
-    for name in ("dev/setup.sh", "requirements.txt", "pyproject.toml"):
+    for name in ("dev/setup.sh", *LOCKS, "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"
@@ -395,12 +417,13 @@ def project(tmp_path) -> Path:
 def set_up(folder: Path, **env: str) -> tuple[int, list[str], str]:
     """(exit code, what pip was asked to install, all that was printed)"""
     (folder / "pip.log").unlink(missing_ok=True)
-    clean = {k: v for k, v in os.environ.items() if k != "NANOCHAT_TORCH"}
+    clean = {k: v for k, v in os.environ.items() if k not in ("NANOCHAT_TORCH", "NANOCHAT_REQUIREMENTS")}
     done = subprocess.run(["bash", "dev/setup.sh"], cwd=folder, env=clean | env, capture_output=True, text=True,
                           encoding="utf-8")
     log = folder / "pip.log"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    steps = {" torch": "torch", " -r requirements.txt": "requirements", " -e .": "project"}
+    steps = {" torch": "torch", " --require-hashes -r requirements.txt": "requirements",
+             " --require-hashes -r requirements-test.txt": "requirements-test", " -e .": "project"}
     asked = [next((step for sign, step in steps.items() if sign in line), line) for line in lines]
     return done.returncode, asked, done.stdout + done.stderr
 
@@ -421,6 +444,66 @@ def test_set_up_redoes_only_what_changed(project):
     assert set_up(project, NANOCHAT_TORCH="torch==2.12.0")[1] == ["torch"]
     assert set_up(project, NANOCHAT_TORCH="torch==2.12.0")[1] == []
     assert set_up(project)[1] == ["torch"]  # back to the range
+
+
+FOR_TESTS = {"NANOCHAT_REQUIREMENTS": "requirements-test.txt"}  # as test.sh sets it
+
+
+def add_line(path: Path, line: str) -> None:
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(line + "\n")
+
+
+def test_what_is_installed_for_the_tests_serves_the_speedrun_as_well(project):
+    """From a new .venv, by either script first; then to and fro."""
+    assert set_up(project, **FOR_TESTS)[1] == ["torch", "requirements-test", "project"]
+    assert set_up(project)[1] == set_up(project, **FOR_TESTS)[1] == set_up(project)[1] == []
+    shutil.rmtree(project / ".venv/.setup")
+    assert set_up(project)[1] == ["torch", "requirements", "project"]
+    assert set_up(project, **FOR_TESTS)[1] == ["requirements-test"]
+    assert set_up(project)[1] == set_up(project, **FOR_TESTS)[1] == []
+
+
+def test_a_changed_lock_redoes_its_step_and_no_other(project):
+    set_up(project, **FOR_TESTS)
+    add_line(project / "requirements-test.txt", "onlytested==1.0")
+    assert set_up(project, **FOR_TESTS)[1] == ["requirements-test"]
+    assert set_up(project)[1] == []
+    # A pin that the larger lock has not: what is there for the tests will not do for the speedrun, nor the other way.
+    add_line(project / "requirements.txt", "numpy==9.9")
+    assert set_up(project, **FOR_TESTS)[1] == []
+    assert set_up(project)[1] == ["requirements"]
+    assert set_up(project, **FOR_TESTS)[1] == ["requirements-test"]
+
+
+def test_an_interrupted_lock_is_repaired_by_either_script(project):
+    set_up(project)
+    (project / "fail").write_text("requirements-test.txt", encoding="utf-8")
+    code, asked, out = set_up(project, **FOR_TESTS)
+    assert (code, asked) == (1, ["requirements-test"])
+    assert "error: pip could not install requirements-test.txt" in out
+    (project / "fail").unlink()
+    assert set_up(project)[1] == ["requirements"]  # some of its packages may be half replaced
+    assert set_up(project, **FOR_TESTS)[1] == ["requirements-test"]
+    assert set_up(project)[1] == []
+
+
+def test_test_sh_asks_for_the_larger_lock_and_speedrun_for_the_smaller(project):
+    """Both for real; what they would start after set-up is not in this folder."""
+    env = {k: v for k, v in os.environ.items() if k not in ("NANOCHAT_REQUIREMENTS", "PYTHONPATH")}
+    (project / "empty.toml").touch()
+    for script, argument, lock in (("test.sh", "-x", "requirements-test.txt"),
+                                   ("speedrun.sh", "empty.toml", "requirements.txt")):
+        shutil.copy(ROOT / script, project)
+        shutil.rmtree(project / ".venv/.setup", ignore_errors=True)
+        done = subprocess.run(["bash", script, argument], cwd=project, env=env, capture_output=True, text=True,
+                              encoding="utf-8")
+        assert done.returncode != 0 and f"({lock}, checked by hash)" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_lock_that_is_not_there_gets_one_line(project):
+    code, asked, out = set_up(project, NANOCHAT_REQUIREMENTS="requirements-tset.txt")
+    assert (code, asked) == (1, []) and out.startswith("error: there is no requirements-tset.txt in ")
 
 
 def test_an_interrupted_step_is_not_taken_for_done(project):
@@ -515,3 +598,41 @@ def test_speedrun_refuses_a_preset_that_is_not_there_before_setting_up():
                           encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no preset runs/nope.toml") and "runs/pocket.toml" in done.stderr
+
+
+# --------------------------------------------------------------------------- .ci/run
+
+
+@pytest.mark.parametrize(("stubs", "installed", "said"), [
+    ({}, ["chromium fonts-dejavu-core"], "[ci] installing chromium fonts-dejavu-core"),
+    ({"chromium": "", "git": None}, ["git"], "[ci] installing git"),
+    ({"git": None}, ["git", "chromium fonts-dejavu-core"], "[ci] installing git"),
+    ({"chromium": ""}, [], ""),
+    ({"id": "echo 1000", "git": None}, [], ""),  # without root it is left to the tests to say what they miss
+    ({"apt_get": 'case "$*" in *chromium*|update*) exit 1 ;; esac'}, [], "[ci] no browser: the tests of the chat page"),
+    ({"apt_get": None}, [], ""),
+])
+def test_ci_installs_what_is_missing_and_runs_without_a_browser(project, stubs, installed, said):
+    (project / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", project / ".ci")
+    (project / "test.sh").write_text('echo "tests ran: $*"\n', encoding="utf-8")
+    apt = 'echo "$*" >> apt.log'
+    plain = {"python3": "", "g++": "", "git": "", "id": "echo 0", "apt_get": apt, "mktemp": "mkdir base; echo base"}
+    env = tools_only(project, **{name: text for name, text in {**plain, **stubs}.items() if text is not None})
+    done = subprocess.run(["bash", ".ci/run", "-x"], cwd=project, env={**os.environ, **env}, capture_output=True,
+                          text=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stdout.endswith("tests ran: -x\n"), done.stdout + done.stderr
+    assert said in done.stdout
+    log = (project / "apt.log").read_text(encoding="utf-8").splitlines() if (project / "apt.log").exists() else []
+    asked = [line.split("--no-install-recommends ")[1] for line in log if line.startswith("install")]
+    assert asked == installed
+
+
+def test_ci_ends_where_what_it_cannot_do_without_is_not_to_be_had(project):
+    (project / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", project / ".ci")
+    (project / "test.sh").write_text("echo tests ran\n", encoding="utf-8")
+    env = tools_only(project, python3="", id="echo 0", apt_get="exit 100", mktemp="mkdir base; echo base")
+    done = subprocess.run(["bash", ".ci/run"], cwd=project, env={**os.environ, **env}, capture_output=True, text=True,
+                          encoding="utf-8")
+    assert done.returncode != 0 and "tests ran" not in done.stdout
