@@ -805,6 +805,10 @@ def test_axe_finds_nothing_and_pictures_are_taken(visit, scheme, tmp_path):
         assert violations(page) == []
 
     look("desktop-empty")
+    if scheme == "light":  # the picture of the README
+        say(page, "Who are you?", "What is 77 * 123?", "How many r are in strawberry?")
+        page.screenshot(path=folder / "chat.png")
+        page.click("#new")
     say(page, "Tell me about the lighthouse keeper.", "calc: 77 * 123",
         "So it is:\n```python\nprint(77 * 123)\n```\nThat is all.")
     page.click(".tool summary")
