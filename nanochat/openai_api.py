@@ -12,23 +12,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from nanochat.common import UserError
 
 MAX_CHOICES = 16  # answers to one prompt
-MAX_PROMPTS = 64  # prompts of one request
+MAX_PROMPTS = 64  # prompts of one request; answers, too
+MAX_IDS = 2**16  # tokens of one prompt: no context of ours is longer
+MAX_FIELDS = 100  # of one object
+
+
+def few_fields(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ValueError(f"an object has {len(value)} fields: at most {MAX_FIELDS} are read")
+    return value
+
 
 Text = Annotated[str, Field(max_length=1_000_000)]
-Id = Annotated[int, Field(ge=0, lt=2**31)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class Strict(BaseModel):
     """What comes from outside."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return few_fields(value)
 
 
 # --------------------------------------------------------------------------- requests
@@ -46,17 +62,17 @@ class Completable(Strict):
     stream: bool | None = Field(None, description="Send the answer as it is written, as server-sent events.")
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="How many answers.")
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: the likeliest token.")
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False,
+    temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest token.")
+    top_p: float | None = Field(None, gt=0, le=1,
                                 description="Choose among the likeliest tokens that have this probability together.")
     top_k: int | None = Field(None, ge=0, lt=2**31, description="Choose among so many likeliest tokens; 0: all.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same answer.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = Field(
         None, description="The answer ends before the first of these, which is left out.")
     # accepted, and without any effect on the answer
     user: Text | None = None
     store: Literal[False] | None = None
-    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, Text], BeforeValidator(few_fields), Field(max_length=16)] | None = None
     # what we do not have, with the values that ask for nothing
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
@@ -79,29 +95,37 @@ class Part(Strict):
     text: Text
 
 
+Parts = Annotated[list[Part], Field(fail_fast=True)]
+
+
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part] | None = None
-    parts: list[Part] | None = Field(None, description="All that an assistant said, as an answer told it.")
+    content: Text | Parts | None = None
+    parts: Parts | None = Field(None, description="All that an assistant said, as an answer told it.")
     name: str | None = Field(None, max_length=1000, description="Accepted, does nothing.")
     # what OpenAI's clients send back of an answer
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Nothing | None = None
+    annotations: Nothing | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text"]
 
 
 class ChatRequest(Completable):
-    messages: list[Message] = Field(min_length=1, description="System text first if any; the last is the user's.")
+    messages: list[Message] = Field(min_length=1, fail_fast=True,
+                                    description="System text first if any; the last is the user's.")
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_tokens: int | None = Field(None, ge=1, lt=2**31, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     truncation: Literal["disabled", "auto"] | None = Field(
         None, description="auto: leave out the oldest turns of a conversation that is longer than the context.")
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Nothing | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
@@ -114,7 +138,7 @@ class ChatRequest(Completable):
 
 
 class CompletionRequest(Completable):
-    prompt: Text | list[Text] | list[Id] | list[list[Id]] = Field(
+    prompt: Text | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)] = Field(
         description="One text or many, as text or as the model's token ids.")
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 if none is given.")
     echo: bool | None = Field(None, description="The answer begins with the prompt.")
@@ -122,12 +146,14 @@ class CompletionRequest(Completable):
     suffix: Literal[""] | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
-    @field_validator("prompt")
+    @field_validator("prompt", mode="before")  # before any of a million is looked at
     @classmethod
     def _some_but_not_too_many(cls, prompt: Any) -> Any:
         if isinstance(prompt, list):
             if not prompt or [] in prompt:
                 raise ValueError("an empty list is no prompt")
+            if isinstance(prompt[0], int) and len(prompt) > MAX_IDS:
+                raise ValueError(f"{len(prompt)} tokens are too many: at most {MAX_IDS} in one prompt")
             if not isinstance(prompt[0], int) and len(prompt) > MAX_PROMPTS:
                 raise ValueError(f"{len(prompt)} prompts are too many: at most {MAX_PROMPTS} in one request")
         return prompt
@@ -136,6 +162,12 @@ class CompletionRequest(Completable):
     def _best_of_is_n(self) -> CompletionRequest:
         if self.best_of not in (None, self.n or 1):
             raise ValueError("best_of is only allowed where it is n: all answers that are drawn are sent")
+        return self
+
+    @model_validator(mode="after")
+    def _not_too_many_answers(self) -> CompletionRequest:
+        if (answers := len(self.prompts) * (self.n or 1)) > MAX_PROMPTS:
+            raise ValueError(f"n answers to every prompt are {answers}: at most {MAX_PROMPTS} in one request")
         return self
 
     @property
@@ -152,7 +184,7 @@ def conversation_of(messages: list[Message]) -> list[dict[str, Any]]:
     What other clients send is brought into that form where nothing is lost: system texts in a row are one, as are
     neighbouring messages of one role. UserError where it cannot be.
     """
-    turns: list[dict[str, Any]] = []
+    said: list[tuple[str, list[str | list]]] = []  # a role, and what it said in a row
     for i, message in enumerate(messages, start=1):
         role = "system" if message.role == "developer" else message.role
         content = message.parts if message.parts is not None else message.content
@@ -164,12 +196,13 @@ def conversation_of(messages: list[Message]) -> list[dict[str, Any]]:
             content = [part.model_dump() for part in content]
             if all(part["type"] == "text" for part in content):
                 content = "".join(part["text"] for part in content)
-        if role == "system" and turns and turns[-1]["role"] != "system":
+        if role == "system" and said and said[-1][0] != "system":
             raise UserError(f"message {i}: a system message must come first, before all others")
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] = _joined(turns[-1]["content"], content)
+        if said and said[-1][0] == role:
+            said[-1][1].append(content)
         else:
-            turns.append({"role": role, "content": content})
+            said.append((role, [content]))
+    turns = [{"role": role, "content": _joined(contents)} for role, contents in said]
     first = 1 if turns[0]["role"] == "system" else 0
     if len(turns) == first or turns[first]["role"] != "user":
         raise UserError("a conversation begins with a user's message (after the system text, if there is one)")
@@ -178,11 +211,15 @@ def conversation_of(messages: list[Message]) -> list[dict[str, Any]]:
     return turns
 
 
-def _joined(a: str | list, b: str | list) -> str | list:
-    if isinstance(a, str) and isinstance(b, str):
-        return f"{a}\n\n{b}"
-    a, b = ([{"type": "text", "text": x}] if isinstance(x, str) else x for x in (a, b))
-    return [*a, {"type": "text", "text": "\n\n"}, *b]
+def _joined(contents: list[str | list]) -> str | list:
+    """`["a", "b"] -> "a\n\nb"`; of texts and lists of parts one list of parts. All at once: there may be 30 000."""
+    if all(isinstance(content, str) for content in contents):
+        return "\n\n".join(contents)
+    parts: list[dict[str, str]] = []
+    for i, content in enumerate(contents):
+        parts += [{"type": "text", "text": "\n\n"}] if i else []
+        parts += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return parts
 
 
 # --------------------------------------------------------------------------- answers (for the description)
