@@ -33,6 +33,8 @@ from nanochat.serving_metrics import Metrics
 MAX_BODY = 2**20  # bytes of a request's body
 REQUEST_SECONDS = 15.0  # a request must have come in full after so long, and an idle connection is closed
 STALL_SECONDS = 30.0  # a client that takes nothing for so long is gone
+STALL_BYTES = 2**14  # what counts as nothing
+READ_BYTES = 2**13  # at once: 256 KiB (asyncio's own) of chunks of one byte would be a second of work in one go
 MAX_CONNECTIONS = 4096  # at once; serving.py may lower it to what the system allows
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
            (b"cross-origin-resource-policy", b"same-origin")]
@@ -51,6 +53,9 @@ class HTTPError(Exception):
         kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+OURS = HTTPError(500, "this is our fault; the server's log says where")
 
 
 def as_json(content: Any) -> bytes:
@@ -85,7 +90,7 @@ class Guard:
         async def guarded_send(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = 0 if left else message["status"]  # which nobody reads
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
@@ -99,11 +104,11 @@ class Guard:
             await refuse(e, guarded_send)
         except Exception as e:  # its own words may hold what people wrote, so only its kind and place are logged
             say(f"{type(e).__name__} at\n{''.join(traceback.format_tb(e.__traceback__)[-4:])}", file=sys.stderr)
-            if not status:
-                await refuse(HTTPError(500, "this is our fault; the server's log says where"), guarded_send)
+            if not (status or left):
+                await refuse(OURS, guarded_send)
         finally:
             seconds = time.perf_counter() - began
-            self.metrics.answered(scope["path"], "left" if left and not status else str(status), seconds)
+            self.metrics.answered(scope["path"], str(status or "left"), seconds)
             if scope["path"] not in QUIET:
                 path = scope["path"][:100].encode("unicode_escape").decode("ascii")
                 say(f"{time.strftime('%H:%M:%S')} {scope['method'][:10]} {path} "
@@ -197,16 +202,18 @@ class PatientProtocol(H11Protocol):
     """Uvicorn's, with an end to its patience.
 
     A request (head and body) must have arrived REQUEST_SECONDS after it began, or after the connection was made; what
-    is still to come of a body that was refused may take as long. A client that does not read its answer is dropped
-    after STALL_SECONDS, which ends the answer's work.
+    is still to come of a body that was refused may take as long. A client that takes less than STALL_BYTES of its
+    answer in STALL_SECONDS is dropped, which ends the answer's work.
     """
 
     max_connections = MAX_CONNECTIONS
     _deadline: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
+    _untaken = 0  # bytes of an answer, when `_stalled` was set
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         if len(self.connections) > self.max_connections:
             self._last_words(503, "too many connections", "too_many_connections")
         else:
@@ -228,9 +235,13 @@ class PatientProtocol(H11Protocol):
             super().handle_events()
         except h11.LocalProtocolError:  # rubbish behind a request that is being answered
             self.transport.abort()
-        if self._deadline is not None and self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._deadline.cancel()  # it is here in full
-            self._deadline = None
+        state = self.conn.their_state
+        if state not in (h11.IDLE, h11.SEND_BODY):
+            if self._deadline is not None:
+                self._deadline.cancel()  # it is here in full
+                self._deadline = None
+        elif self._deadline is None and (state is h11.SEND_BODY or self.conn.trailing_data[0]):
+            self._begin()  # it came together with the request before it
 
     def _begin(self) -> None:
         if self._deadline is not None:
@@ -242,7 +253,7 @@ class PatientProtocol(H11Protocol):
         answered = self.conn.their_state is h11.SEND_BODY and self.cycle.response_started
         asked = self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]
         if answered or not asked:
-            self.transport.close()
+            self._close()
         else:
             self._last_words(408, f"the request took longer than {REQUEST_SECONDS:.0f} s to arrive", "too_slow")
 
@@ -252,20 +263,48 @@ class PatientProtocol(H11Protocol):
             body = as_json(HTTPError(status, message, code).body())
             self.transport.write(b"HTTP/1.1 %d Refused\r\ncontent-type: application/json\r\nconnection: close\r\n"
                                  b"content-length: %d\r\n\r\n%b" % (status, len(body), body))
-        self.transport.close()
+        self._close()
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._last_words(400, "this is not HTTP", "invalid_http")
         else:
-            self.transport.close()
+            self._close()
+
+    # what is written and not taken yet
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._close()
+
+    def _close(self) -> None:
+        """Close; the transport would wait for ever for a client that does not take what is written already."""
+        self.transport.close()
+        self._watch()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stalled is not None:
+        if self._stalled is not None and not self.transport.is_closing():
             self._stalled.cancel()
             self._stalled = None
+
+    def _watch(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        self._untaken = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(STALL_SECONDS, self._check) if self._untaken else None
+
+    def _check(self) -> None:
+        if self.transport.get_write_buffer_size() > self._untaken - STALL_BYTES:
+            self.transport.abort()
+        else:
+            self._watch()

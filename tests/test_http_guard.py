@@ -22,7 +22,7 @@ from tests.chat_server import wait_until
 
 
 class Application:
-    """Says how long the body was; "/broken" raises; "/endless" sends for ever."""
+    """Says how long the body was; "/broken" raises; "/big" sends 16 MiB, "/endless" for ever."""
 
     def __init__(self) -> None:
         self.sent, self.left = 0, threading.Event()
@@ -36,6 +36,8 @@ class Application:
             raise RuntimeError("secret words")
         body = (await receive()).get("body", b"")
         said = b"%d" % len(body)
+        if scope["path"] == "/big":
+            said = b"x" * 2**24
         length = [] if scope["path"] == "/endless" else [(b"content-length", b"%d" % len(said))]
         await send({"type": "http.response.start", "status": 200, "headers": length})
         if scope["path"] == "/endless":
@@ -210,6 +212,7 @@ def test_silent_and_slow_clients_are_dropped(impatient):
     head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n"
     silent, slow_head, slow_body = (impatient.connect() for _ in range(3))
     slow_body.sendall(head)
+    assert wait_until(lambda: impatient.connections() == 3)
     begin = time.monotonic()
     sent = 0
     while impatient.connections() and time.monotonic() - begin < 30:
@@ -254,6 +257,46 @@ def test_a_client_that_does_not_read_is_dropped(impatient):
         s.sendall(b"GET /endless HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert impatient.application.left.wait(30)
         assert impatient.application.sent < 100 * 2**20
+
+
+@pytest.mark.parametrize("more", ["", "connection: close\r\n"])
+def test_an_answer_in_one_piece_is_taken_or_dropped(impatient, more):
+    """It is written at once and complete for us: only the transport still holds it, and would for ever."""
+    with impatient.connect() as s:
+        s.sendall(f"GET /big HTTP/1.1\r\nhost: localhost\r\n{more}\r\n".encode())
+        assert wait_until(lambda: impatient.connections() == 1)
+        assert wait_until(lambda: impatient.connections() == 0)  # nothing of it is read
+    with impatient.connect() as s:
+        s.sendall(f"GET /big HTTP/1.1\r\nhost: localhost\r\n{more}\r\n".encode())
+        taken, begin = 0, time.monotonic()
+        while taken < 2**24 and (data := s.recv(2**18)):  # slowly, but always going on
+            taken += len(data)
+            time.sleep(0.015)
+        assert taken >= 2**24 and time.monotonic() - begin > 0.7
+
+
+@pytest.mark.parametrize("second", [b"GET / HT", b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nx"])
+def test_a_request_that_came_with_another_has_its_time_too(impatient, second):
+    with impatient.connect() as s:
+        s.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n" + second)
+        assert wait_until(lambda: impatient.connections() == 1)
+        try:
+            time.sleep(0.2)
+            s.sendall(b"x")  # which ends the time of an idle connection, but not that of a request
+        finally:
+            assert wait_until(lambda: impatient.connections() == 0, 5)
+
+
+def test_tiny_chunks_hold_nobody_up(open_server):
+    with open_server.connect() as s:
+        s.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                  b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n")
+        assert open_server.ask("POST", body=b"xy", content_type="application/json") == (200, b"2")
+        s.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            s.recv(1)  # the other's answer came first
+        s.setblocking(True)
+        assert s.recv(1000).startswith(b"HTTP/1.1 200")
 
 
 def test_what_is_left_of_a_refused_body_may_not_come_for_ever(impatient):
