@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nanochat.calculator import use_calculator
 from nanochat.common import UserError, say
+from nanochat.conversation import checked_messages
 from nanochat.cpu_forward import CpuForward, Weights
 from nanochat.gpt import GPT
 from nanochat.kv_cache import GROWTH, KVCache
@@ -167,7 +168,10 @@ class Generation:
         return events
 
     def _drop_finished(self) -> None:
-        """Finished rows leave; rows from the end move into their places, so that few are copied."""
+        """Finished rows leave, also those that were cancelled while they waited; rows from the end move into their
+        places, so that few are copied."""
+        if any(row.finish is not None for row in self.waiting):
+            self.waiting = deque(row for row in self.waiting if row.finish is None)
         going = [i for i, row in enumerate(self.active) if row.finish is None]
         n = len(going)
         if n == len(self.active):
@@ -189,14 +193,13 @@ class Generation:
         free = self.max_rows - len(self.active)
         while self.waiting and len(distinct) + len(siblings) < free:
             row = self.waiting[0]
-            if row.finish is None:  # not cancelled while it waited
-                if distinct and row.prompt is distinct[-1].prompt:
-                    siblings.append((row, len(distinct) - 1))
-                elif distinct and tokens + len(row.prompt) > PREFILL_TOKENS:
-                    break
-                else:
-                    distinct.append(row)
-                    tokens += len(row.prompt)
+            if distinct and row.prompt is distinct[-1].prompt:
+                siblings.append((row, len(distinct) - 1))
+            elif distinct and tokens + len(row.prompt) > PREFILL_TOKENS:
+                break
+            else:
+                distinct.append(row)
+                tokens += len(row.prompt)
             self.waiting.popleft()
         if not distinct:
             return []
@@ -404,9 +407,18 @@ def fit_conversation(messages: list[dict[str, Any]], tokenizer: Any, budget: int
     """
     if not messages or messages[-1]["role"] != "user":
         raise UserError("a conversation to be answered must end with a user's message")
+    checked_messages({"messages": messages})
     head = [m for m in messages[:1] if m["role"] == "system"]
     turns = messages[len(head):]
-    dropped = 0
+    # from the newest turn back, each counted once, until there are too many tokens: to begin with 17 000 turns, as many
+    # as a request may hold, and lay out all of them after each that is dropped would take half an hour
+    kept, tokens = 1, len(tokenizer.render_for_completion({"messages": [*head, turns[-1]]}))
+    while kept < len(turns) and tokens <= budget:
+        turn, _ = tokenizer.render_conversation({"messages": turns[-kept - 2 : -kept]}, max_tokens=None)
+        tokens += len(turn) - 1  # without <|bos|>
+        kept += 2
+    dropped = (len(turns) - kept) // 2
+    turns = turns[2 * dropped :]
     while True:
         ids = tokenizer.render_for_completion({"messages": [*head, *turns]})
         if len(ids) <= budget:

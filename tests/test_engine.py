@@ -794,6 +794,25 @@ def test_fit_conversation_drops_oldest_turns(tokenizer):
     assert messages == chat(6)  # left as they were
 
 
+def test_who_is_cancelled_while_waiting_waits_no_longer(tokenizer):
+    """Also while all places are taken: else what was asked and left would add up until one is free."""
+    engine = Engine(Parrot(lambda history: 5, tokenizer.get_vocab_size()), tokenizer)
+    generation = engine.start([[1, 2], [3], [4]], max_tokens=20, temperature=0.0, max_rows=1)
+    generation.step()
+    assert len(generation.waiting) == 2
+    generation.cancel(generation.rows[1])
+    generation.step()
+    assert list(generation.waiting) == [generation.rows[2]] and generation.active == [generation.rows[0]]
+
+
+def test_fit_conversation_lays_out_what_it_keeps_and_not_what_it_drops(tokenizer, monkeypatch):
+    """As many turns as a request of the server may hold."""
+    laid_out, encode = [0], tokenizer._encode_ordinary
+    monkeypatch.setattr(tokenizer, "_encode_ordinary", lambda text: laid_out.append(1) or encode(text))
+    fitted = fit_conversation(chat(10_000), tokenizer, 200)
+    assert 150 < len(fitted.ids) <= 200 and sum(laid_out) < 200
+
+
 def test_fit_conversation_wants_a_question(tokenizer):
     for messages in ([], chat(1)[:-1], [{"role": "system", "content": "x"}]):
         with pytest.raises(UserError, match="user"):
