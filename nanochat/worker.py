@@ -41,6 +41,7 @@ from nanochat.sampling import Sampling, TokenLogprobs
 from nanochat.stop_strings import StopStrings
 
 Send = Callable[[dict[str, Any]], None]
+MAX_FAILURES = 3  # of the model, one after the other, until the worker gives up
 Piece = list[Any]  # [request, choice, kind, text, logprobs or None, None or how it ended]
 
 
@@ -240,15 +241,26 @@ class Worker:
 
     def run(self) -> None:
         """Answer until the input ends."""
+        failures = 0  # one after the other
         while True:
-            while not self.inbox.empty() or not (self.jobs or self.generation):
+            lines: list[dict[str, Any]] = []
+            while not self.inbox.empty() or not (lines or self.jobs or self.generation):
                 if (line := self.inbox.get()) is None:
                     return
-                self._receive(line)
+                lines.append(line)
+            gone = {line["cancel"] for line in lines if "cancel" in line}
+            for line in lines:
+                if line.get("id") not in gone:  # who left before it was even looked at costs those in work nothing
+                    self._receive(line)
             try:
                 self._step()
+                failures = 0
             except Exception as e:  # out of memory, say: those in work have lost, the next may try
-                self._fail(e)
+                self._fail(e, self.jobs)
+                self.jobs, self.echoing, self.owner, self.generation = {}, [], {}, None  # its cache may be half written
+                failures += not is_out_of_memory(e)
+                if failures == MAX_FAILURES:
+                    raise SystemExit(1) from None  # a GPU that has met an error fails for ever: a new process may not
 
     def _receive(self, line: dict[str, Any]) -> None:
         if "cancel" in line:
@@ -261,6 +273,8 @@ class Worker:
         except UserError as e:
             error = {"message": str(e), "code": getattr(e, "code", None), "param": getattr(e, "param", None)}
             return self.send({"id": request.id, "error": error})
+        except Exception as e:
+            return self._fail(e, [request.id])
         self.jobs[request.id] = job
         self.send({"id": request.id, "started": {"prompt_tokens": sum(map(len, job.prompts)),
                                                  "dropped_turns": job.dropped}})
@@ -275,12 +289,16 @@ class Worker:
             self.owner.pop(id(row), None)
 
     def _step(self) -> None:
-        """A block of every prompt that is to be shown, a token of every row that is being written."""
+        """A block of one prompt that is to be shown, a token of every row that is being written: however many prompts
+        wait, rows go on, only one prompt holds a cache, and a line is not too long."""
         pieces: list[Piece] = []
         events: list[Event] = []
+        shown: list[Piece] | None = None
         for job in list(self.echoing):
-            if (shown := next(job.echoes, None)) is not None:
-                pieces += shown
+            if shown is not None and job.request.echo:
+                continue
+            if (block := next(job.echoes, None)) is not None:
+                pieces += (shown := block)
                 continue
             self.echoing.remove(job)
             self.generation = self.generation or self.engine.start([], max_rows=self.max_rows)
@@ -320,16 +338,16 @@ class Worker:
             self.jobs.pop(job.request.id, None)
         return {"finish": finish, "completion_tokens": len(row.ids)}
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, ids: Iterable[int]) -> None:
+        """These requests have lost."""
         # its own words may hold what people wrote, so only its kind and place are logged
         place = "".join(traceback.format_tb(error.__traceback__)[-3:])
         say(f"worker: {type(error).__name__} at\n{place}", file=sys.stderr)
         full = is_out_of_memory(error)
-        for job in self.jobs.values():
-            self.send({"id": job.request.id, "error": {
+        for id in ids:
+            self.send({"id": id, "error": {
                 "message": "the model ran out of memory: ask for less at once" if full else "the model failed",
                 "code": "out_of_memory" if full else "model_failed", "param": None, "status": 503}})
-        self.jobs, self.echoing, self.owner, self.generation = {}, [], {}, None  # its cache may be half written
 
 
 # --------------------------------------------------------------------------- the process

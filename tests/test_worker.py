@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.engine import Engine, Event, RowState, Sampling
+from nanochat.engine import Engine, Event, Generation, RowState, Sampling
 from nanochat.sampling import TokenLogprobs, token_logprobs
 from nanochat.worker import Answer, Refused, Request, Worker, prompts_of, shown
 from tests.helpers import byte_tokenizer, small_model, small_tokenizer
@@ -316,6 +316,71 @@ def test_a_model_that_fails_costs_those_in_work_and_nobody_else(engine, monkeypa
     assert (told.text(3), told.end(3)) == alone(engine, prompts=["Mira"])
     said = capfd.readouterr().err
     assert type(error).__name__ in said and "secret" not in said
+
+
+def until_done(told: Told, id: int) -> None:
+    """Let the worker run until this request is answered."""
+    def send(line: dict) -> None:
+        told.lines.append(line)
+        if line.get("id") == id and "error" in line or any(p[0] == id and p[5] for p in line.get("pieces", [])):
+            told.worker.inbox.put(None)
+
+    told.worker.send = send
+    told.worker.run()
+
+
+def test_a_model_that_always_fails_ends_the_worker(engine, monkeypatch, capfd):
+    """A GPU that has met an error never computes again in this process; the server starts another."""
+    monkeypatch.setattr(Generation, "step", lambda self: 1 / 0)
+    told = Told(engine)
+
+    def send(line: dict) -> None:
+        told.lines.append(line)
+        if "error" in line:
+            told.ask(request(id=line["id"] + 1, prompts=["Mira"]))
+
+    told.worker.send = send
+    with pytest.raises(SystemExit):
+        told.ask(request(id=1, prompts=["Mira"])).worker.run()
+    assert [line["id"] for line in told.lines if "error" in line] == [1, 2, 3]
+
+
+def test_a_request_that_cannot_even_be_read_costs_nobody_else(engine, monkeypatch, capfd):
+    encode = engine.tokenizer.encode
+
+    def failing(text, *args):
+        if text == "secret words":
+            raise MemoryError(text)
+        return encode(text, *args)
+
+    monkeypatch.setattr(engine.tokenizer, "encode", failing)
+    told = Told(engine).ask(request(id=1, prompts=["secret words"]), request(id=2, prompts=["Mira"]))
+    until_done(told, 2)
+    assert [(line["id"], line["error"]["code"]) for line in told.lines if "error" in line] == [(1, "out_of_memory")]
+    assert told.end(2)["finish"] and "secret" not in capfd.readouterr().err
+
+
+def test_who_left_before_it_began_costs_nothing(engine, monkeypatch):
+    encoded, encode = [], engine.tokenizer.encode
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    told = Told(engine).ask(request(id=1, prompts=["gone"]), request(id=2, prompts=["here"]))
+    told.worker.inbox.put({"cancel": 1})
+    until_done(told, 2)
+    assert encoded == ["here"] and told.end(2)["finish"] and not told.pieces(1)
+
+
+def test_prompts_that_are_shown_hold_nobody_up(engine, monkeypatch):
+    """One block a step: others get their tokens between any two, and one prompt at a time holds a cache."""
+    told = Told(engine)
+    shown = {"prompts": ["The quick brown fox"], "echo": True, "logprobs": 1, "max_tokens": 1}
+    told.ask(*(request(id=id, **shown) for id in (1, 2, 3)), request(id=4, prompts=["Mira"], max_tokens=5)).run()
+    last_of_4 = next(i for i, line in enumerate(told.lines) if any(p[0] == 4 and p[5] for p in line.get("pieces", [])))
+    begun = [next(i for i, line in enumerate(told.lines) if any(p[0] == id for p in line.get("pieces", [])))
+             for id in (1, 2, 3)]
+    assert begun[0] < begun[1] < begun[2] and last_of_4 < begun[2]
+    for line in told.lines:
+        assert len({p[0] for p in line.get("pieces", []) if p[4]}) <= 2  # a block of one, a token of another
+    assert all(told.text(id).startswith("The quick brown fox") and told.end(id) for id in (1, 2, 3))
 
 
 def test_the_input_ends_while_answers_are_written(engine):
