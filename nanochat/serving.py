@@ -37,7 +37,7 @@ from starlette.exceptions import HTTPException
 from nanochat import openai_api as api
 from nanochat.answers import ChatForm, Choice, CompletionForm, Form, usage_of
 from nanochat.common import UserError, check_at_least, say
-from nanochat.http_guard import MAX_CONNECTIONS, REQUEST_SECONDS, Guard, HTTPError, PatientProtocol, as_json
+from nanochat.http_guard import MAX_CONNECTIONS, OURS, REQUEST_SECONDS, Guard, HTTPError, PatientProtocol, as_json
 from nanochat.serving_metrics import Metrics
 from nanochat.worker_pool import Command, Ticket, WorkerFailed, WorkerPool
 
@@ -188,6 +188,7 @@ class Server:
         app = FastAPI(title="nanochat", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
         app.add_exception_handler(HTTPError, lambda _, e: json_answer(e.body(), e.status, e.headers))
         app.add_exception_handler(RequestValidationError, lambda _, e: json_answer(invalid(e).body(), 400))
+        app.add_exception_handler(Exception, lambda _, e: json_answer(OURS.body(), OURS.status))  # and Guard logs it
         app.add_exception_handler(HTTPException, lambda _, e: json_answer(  # 404, 405, a body that is no JSON
             HTTPError(e.status_code, str(e.detail)).body(), e.status_code, e.headers))
 
@@ -326,8 +327,8 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind(address)
         sock.listen(1024)
         return sock
-    except OSError as e:
-        why = e.strerror or e
+    except (OSError, UnicodeError) as e:  # UnicodeError: no name can be like that
+        why = getattr(e, "strerror", None) or e
         raise UserError(f"cannot listen on {host} port {port}: {why}; choose another --host or --port") from e
 
 
@@ -359,7 +360,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 async def run(settings: Settings, commands: Sequence[Command]) -> None:
@@ -393,4 +394,6 @@ def serve(settings: Settings, commands: Sequence[Command]) -> None:
     try:
         asyncio.run(run(settings, commands))
     except WorkerFailed as e:
-        sys.exit(e.status if e.status > 0 else 1)  # it has said why
+        if e.status <= 0:  # else it has said why
+            say(f"error: {e}", file=sys.stderr)
+        sys.exit(e.status if e.status > 0 else 1)

@@ -12,7 +12,6 @@ One request goes to one worker, the one with the fewest answers in work. There i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
@@ -31,10 +30,11 @@ LONGEST_PAUSE = 30.0  # between two attempts to start one that keeps dying
 
 
 class WorkerFailed(Exception):
-    """A worker ended before it was ready; it has said why itself. `status` is its exit status."""
+    """A worker ended before it was ready; `status` is its exit status. It has said why itself, unless it was killed."""
 
     def __init__(self, status: int):
-        super().__init__(f"a worker ended with status {status} before it was ready")
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        super().__init__(f"a worker {how} before it was ready" + (": is there enough memory?" if status == -9 else ""))
         self.status = status
 
 
@@ -119,7 +119,7 @@ class WorkerProcess:
     async def _read(self) -> None:
         metrics = self.pool.metrics
         active, waiting = (metrics.rows.labels(str(self.number), state) for state in ("active", "waiting"))
-        with contextlib.suppress(ConnectionError, ValueError):
+        try:
             while line := await self.process.stdout.readline():
                 message = json.loads(line)
                 if "pieces" in message:
@@ -132,6 +132,8 @@ class WorkerProcess:
                 elif (ticket := self.tickets.get(message["id"])) is not None:
                     metrics.prompt_tokens.inc(message.get("started", {}).get("prompt_tokens", 0))
                     ticket.put(message)
+        except (ConnectionError, ValueError):  # ValueError: a line that is too long or no JSON
+            self.process.kill()  # nobody reads what it writes any more: it would wait for that for ever
         self.info = None
         active.set(0)
         waiting.set(0)

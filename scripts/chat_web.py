@@ -63,7 +63,7 @@ def visible_gpus() -> list[str]:
     one stays without torch, and without a hold on any GPU."""
     ask = "import torch; print(torch.cuda.device_count())"
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [x for x in chosen.split(",") if x.strip()]
+        return [x.strip() for x in chosen.split(",") if x.strip()]
     if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
         return []
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, encoding="utf-8", check=False)

@@ -8,6 +8,7 @@ Run: python -m pytest tests/test_serving.py
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -22,7 +23,10 @@ import httpx2
 import psutil
 import pytest
 
-from nanochat.serving import Settings, check, page_and_policy
+from nanochat.http_guard import Guard
+from nanochat.serving import Server, Settings, check, page_and_policy, serve
+from nanochat.serving_metrics import Metrics
+from nanochat.worker_pool import WorkerPool
 from tests.chat_server import ROOT, ChatServer, chat_server, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -311,12 +315,39 @@ def test_two_workers_share_the_work():
     (["--temperature=5"], "--temperature=5.0 is impossible"), (["--max_rows=0"], "--max_rows=0 is impossible"),
     (["--num_workers=-1"], "--num_workers=-1 is impossible"), (["--max_tokens=0"], "--max_tokens=0 is impossible"),
     (["--host=192.0.2.1", "--port=1"], "cannot listen on 192.0.2.1 port 1"), (["--port=99999"], "ports end at"),
-    (["--port=0"], "no sft model"), (["--port=0", "--sauce=x"], "--sauce"),
+    (["--host=a..b"], "cannot listen on a..b"), (["--port=0"], "no sft model"), (["--port=0", "--sauce=x"], "--sauce"),
 ])
 def test_what_cannot_be_is_one_line(flags, said, tmp_path):
     done = subprocess.run([sys.executable, "-m", "scripts.chat_web", *flags], capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path)}, timeout=120)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_worker_that_is_killed_while_it_loads(capfd):
+    """It cannot say why, so the server does: by far the likeliest is too little memory."""
+    with pytest.raises(SystemExit) as end:
+        serve(Settings(port=0), [([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], {})])
+    assert end.value.code == 1
+    assert capfd.readouterr().err == ("error: a worker was killed by signal 9 before it was ready: is there enough "
+                                      "memory?\n")
+
+
+def test_our_own_faults_are_told_in_the_form_of_errors(capfd):
+    """Trap: FastAPI's own page for a failure is plain text."""
+    pool = WorkerPool([], 1, 1, Metrics())
+    app = Guard(Server(Settings(), pool, pool.metrics).application(), pool.metrics)  # no model: /v1/models fails
+    sent = []
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    asyncio.run(app({"type": "http", "method": "GET", "path": "/v1/models", "raw_path": b"/v1/models", "headers": [],
+                     "query_string": b"", "root_path": "", "http_version": "1.1", "scheme": "http"}, receive, send))
+    assert sent[0]["status"] == 500 and json.loads(sent[1]["body"])["error"]["type"] == "server_error"
+    assert "KeyError at" in capfd.readouterr().err
 
 
 def test_defaults_are_checked_as_requests_are():
