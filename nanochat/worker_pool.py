@@ -158,14 +158,14 @@ class WorkerProcess:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     async def stop(self) -> None:
-        """Close its input, which ends it; kill it if that takes too long."""
+        """Close its input, which ends it; kill it if that takes too long, or if it still loads and would not see it."""
         if self._reader is not None and self.info is None:
             self._reader.cancel()  # it was being started anew
         if self.process is None or self.process.returncode is not None:
             return
         self.process.stdin.close()
         try:
-            await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(self.process.wait(), STOP_SECONDS if self.info else 0)
         except asyncio.TimeoutError:
             self.process.kill()
             await self.process.wait()

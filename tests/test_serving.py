@@ -26,7 +26,7 @@ import pytest
 from nanochat.http_guard import Guard
 from nanochat.serving import Server, Settings, check, page_and_policy, serve
 from nanochat.serving_metrics import Metrics
-from nanochat.worker_pool import WorkerPool
+from nanochat.worker_pool import STOP_SECONDS, WorkerPool
 from tests.chat_server import ROOT, ChatServer, chat_server, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -330,6 +330,16 @@ def test_a_worker_that_is_killed_while_it_loads(capfd):
     assert end.value.code == 1
     assert capfd.readouterr().err == ("error: a worker was killed by signal 9 before it was ready: is there enough "
                                       "memory?\n")
+
+
+def test_when_one_worker_cannot_start_the_others_are_not_waited_for(capfd):
+    """Nor are they when Ctrl-C comes while models load: these do not look at their input yet."""
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as end:
+        serve(Settings(port=0), [([sys.executable, "-c", "import time; time.sleep(60)"], {}),
+                                 ([sys.executable, "-c", "raise SystemExit(3)"], {})])
+    assert end.value.code == 3 and capfd.readouterr().err == ""  # it has said why
+    assert time.monotonic() - begin < STOP_SECONDS
 
 
 def test_our_own_faults_are_told_in_the_form_of_errors(capfd):
