@@ -148,17 +148,20 @@ def test_only_json_is_taken(open_server, kind, status):
 
 
 def test_the_key():
-    running = Running(api_key="sésame")
+    running = Running(api_key="sé:same")
     try:
-        basic = base64.b64encode("anyone:sésame".encode()).decode()
-        for authorization, status in (("", 401), ("Bearer wrong", 401), ("Bearer", 401), ("sésame", 401),
-                                      (f"Basic {basic}", 200), ("Basic ////", 401), ("Basic !", 401),
+        basic = base64.b64encode("anyone:sé:same".encode()).decode()
+        for authorization, status in (("", 401), ("Bearer wrong", 401), ("Bearer", 401), ("sé:same", 401),
+                                      (f"Basic {basic}", 200), (f"basic  {basic} ", 200), ("Basic ////", 401),
+                                      ("Basic !", 401),
                                       ("Basic " + base64.b64encode(b"sesame").decode(), 401)):
             assert running.ask(authorization=authorization)[0] == status, authorization
         with running.connect() as s:  # bytes, as clients send them
-            s.sendall("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer sésame\r\n\r\n".encode())
+            s.sendall("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+                      "authorization: Bearer sé:same\r\n\r\n".encode())
             assert answer(read_all(s))[0] == 200
         assert running.ask(path="/health")[0] == 200  # asked by machines that have no key
+        assert running.ask(path="/healthy")[0] == running.ask(path="//health")[0] == 401
         assert json.loads(running.ask()[1])["error"]["code"] == "invalid_api_key"
         assert running.ask(host="any.example", authorization=f"Basic {basic}")[0] == 200  # a key is enough
     finally:
@@ -304,6 +307,16 @@ def test_what_is_left_of_a_refused_body_may_not_come_for_ever(impatient):
         s.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500000\r\n\r\nx")
         assert s.recv(1000).startswith(b"HTTP/1.1 415")
         assert wait_until(lambda: impatient.connections() == 0)
+        assert b"HTTP/1.1" not in read_all(s)  # no second answer
+
+
+def test_who_left_is_not_counted_as_answered(open_server):
+    with open_server.connect() as s:
+        s.sendall(b"POST /left HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                  b"content-length: 9\r\n\r\nx")
+        assert wait_until(lambda: open_server.connections() == 1)
+        time.sleep(0.1)
+    assert wait_until(lambda: b'path="other",status="left"' in open_server.metrics.text())
 
 
 def test_rubbish_is_answered_or_dropped(open_server):

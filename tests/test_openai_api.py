@@ -68,9 +68,10 @@ def test_an_answer_can_be_sent_back_as_it_came():
 
 @pytest.mark.parametrize("more", [
     {"temperature": -0.1}, {"temperature": 2.1}, {"temperature": "1"}, {"temperature": float("nan")}, {"n": 0},
-    {"n": 17}, {"n": True}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"max_tokens": 0}, {"max_tokens": -1},
-    {"max_tokens": 2**31}, {"max_tokens": 1.5}, {"seed": 2**63}, {"stop": ""}, {"stop": ["a"] * 5}, {"stop": [1]},
-    {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 21}, {"stream_options": {"include_usage": True}},
+    {"n": 17}, {"n": True}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"top_k": 2**31}, {"max_tokens": 0},
+    {"max_tokens": -1}, {"max_tokens": 2**31}, {"max_tokens": 1.5}, {"seed": 2**63}, {"stop": ""}, {"stop": ["a"] * 5},
+    {"stop": [1]}, {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 21},
+    {"stream_options": {"include_usage": True}},
     {"frequency_penalty": 0.5}, {"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}},
     {"logit_bias": {"5": 1}}, {"functions": []}, {"foo": 1}, {"store": True}, {"messages": "hi"},
     {"messages": [{"role": "tool", "content": ""}]},
@@ -99,7 +100,8 @@ def test_prompts(prompt, prompts):
 @pytest.mark.parametrize("more", [{"prompt": []}, {"prompt": [[]]}, {"prompt": [[1], []]}, {"prompt": [1, "a"]},
                                   {"prompt": [-1]}, {"prompt": [2**31]}, {"prompt": None}, {"prompt": ["a"] * 65},
                                   {"prompt": ["a"] * 5, "n": 16}, {"prompt": [1] * 70_000},
-                                  {"prompt": "a", "best_of": 2}, {"prompt": "a", "suffix": "b"}],
+                                  {"prompt": "a", "suffix": "b"}, {"prompt": "a", "best_of": 2},
+                                  {"prompt": "a", "n": 2, "best_of": 1}],
                          ids=lambda more: str(more)[:40])
 def test_prompts_that_cannot_be(more):
     with pytest.raises(ValidationError):
