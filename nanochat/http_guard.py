@@ -31,6 +31,7 @@ from nanochat.common import say
 from nanochat.serving_metrics import Metrics
 
 MAX_BODY = 2**20  # bytes of a request's body
+MAX_BODIES = 2**26  # bytes of all bodies that are being read at one moment
 REQUEST_SECONDS = 15.0  # a request must have come in full after so long, and an idle connection is closed
 STALL_SECONDS = 30.0  # a client that takes nothing for so long is gone
 STALL_BYTES = 2**14  # what counts as nothing
@@ -38,6 +39,7 @@ READ_BYTES = 2**13  # at once: 256 KiB (asyncio's own) of chunks of one byte wou
 MAX_CONNECTIONS = 4096  # at once; serving.py may lower it to what the system allows
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
            (b"cross-origin-resource-policy", b"same-origin")]
+JSON_PATHS = {"/v1/chat/completions", "/v1/completions"}  # all that takes a body
 QUIET = {"/health", "/metrics"}  # asked every few seconds by machines: not worth a line
 
 
@@ -74,6 +76,7 @@ class Guard:
                  room: Callable[[], Any] = lambda: None):
         self.app, self.metrics, self.api_key = app, metrics, api_key
         self.only_local, self.room = only_local, room
+        self.held = 0  # bytes of bodies that are not here in full
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -98,7 +101,7 @@ class Guard:
             self.check(scope, headers)
             if scope["method"] == "POST":
                 self.room()  # here, too: when many come at once, reading and validating what is refused takes long
-            inner = await with_body(noted_receive) if scope["method"] == "POST" else noted_receive
+            inner = await self.with_body(noted_receive) if scope["method"] == "POST" else noted_receive
             await self.app(scope, inner, guarded_send)
         except HTTPError as e:
             await refuse(e, guarded_send)
@@ -128,8 +131,34 @@ class Guard:
         if length.isascii() and length.isdigit() and (len(length) > 15 or int(length) > MAX_BODY):
             raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes", "body_too_large")
         kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
-        if scope["method"] == "POST" and kind != "application/json":
+        if scope["method"] == "POST" and scope["path"] in JSON_PATHS and kind != "application/json":
             raise HTTPError(415, "send the request as Content-Type: application/json", "unsupported_media_type")
+
+    async def with_body(self, receive: Any) -> Any:
+        """Read the whole body, HTTPError when it is too large: what came until then is all that we ever hold. Returns
+        the `receive` of an application that is given the body in one piece."""
+        body, more = b"", True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise HTTPError(400, "the client left before the body was here")  # nobody reads that
+                part, more = message.get("body", b""), message.get("more_body", False)
+                body += part
+                self.held += len(part)
+                if len(body) > MAX_BODY:
+                    raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes", "body_too_large")
+                if self.held > MAX_BODIES:
+                    raise HTTPError(429, "too many requests are being sent at once: try again soon", "too_many_bodies",
+                                    headers={"Retry-After": "1"})
+        finally:
+            self.held -= len(body)
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def once() -> dict[str, Any]:
+            return whole.pop() if whole else await receive()
+
+        return once
 
     def _has_key(self, authorization: str) -> bool:
         scheme, _, rest = authorization.partition(" ")
@@ -142,25 +171,6 @@ class Guard:
         elif scheme.lower() != "bearer":
             return False
         return hmac.compare_digest(given, self.api_key.encode())
-
-
-async def with_body(receive: Any) -> Any:
-    """Read the whole body, HTTPError when it is too large: what came until then is all that we ever hold. Returns the
-    `receive` of an application that is given the body in one piece."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise HTTPError(400, "the client left before the body was here")  # nobody reads that
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes", "body_too_large")
-    whole = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def once() -> dict[str, Any]:
-        return whole.pop() if whole else await receive()
-
-    return once
 
 
 async def refuse(error: HTTPError, send: Any) -> None:

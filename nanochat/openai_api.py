@@ -328,7 +328,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "starting", "no worker", "stopping"]
+    status: Literal["ok", "no worker", "stopping"]
 
 
 class ErrorBody(BaseModel):

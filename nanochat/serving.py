@@ -160,13 +160,12 @@ class Server:
 
     def __init__(self, settings: Settings, pool: WorkerPool, metrics: Metrics):
         self.settings, self.pool, self.metrics = settings, pool, metrics
-        self.info: dict[str, Any] = {}  # of the model, once a worker has said it
         self.created = int(time.time())
         self.page, self.policy = page_and_policy(PAGE.read_text(encoding="utf-8"))
 
     def model(self) -> dict[str, Any]:
-        """The model's entry in /v1/models. All workers have the same."""
-        info, c = self.info, self.settings
+        """The model's entry in /v1/models."""
+        info, c = self.pool.info, self.settings
         defaults = {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p, "max_tokens": c.max_tokens}
         return {"id": f"nanochat-{info['tag']}-{info['source']}", "object": "model", "created": self.created,
                 "owned_by": "nanochat", "context": info["context"], "data": info["data"], "step": info["step"],
@@ -374,7 +373,7 @@ async def run(settings: Settings, commands: Sequence[Command]) -> None:
     PatientProtocol.max_connections = raise_file_limit()
     with contextlib.closing(listen(settings.host, settings.port)) as sock:
         await pool.start()
-        server.info = info = pool.ready[0].info
+        info = pool.info
         if not local and not key:
             say("note: anybody who reaches this address may use the model: --api_key asks for a key", file=sys.stderr)
         name = f"[{settings.host}]" if ":" in settings.host else settings.host

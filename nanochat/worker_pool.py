@@ -112,7 +112,7 @@ class WorkerProcess:
         line = await self.process.stdout.readline()
         if not line:
             raise WorkerFailed(await self.process.wait())
-        self.info = json.loads(line)["ready"]
+        self.info = self.pool.info = json.loads(line)["ready"]
         self.pool.metrics.workers.inc()
         self._reader = asyncio.create_task(self._read())
 
@@ -178,6 +178,7 @@ class WorkerPool:
     def __init__(self, commands: Sequence[Command], max_rows: int, max_queue: int, metrics: Metrics):
         self.max_rows, self.max_queue, self.metrics = max_rows, max_queue, metrics
         self.stopping = False
+        self.info: dict[str, Any] = {}  # of the model; all workers have the same
         self.workers = [WorkerProcess(self, i, *command) for i, command in enumerate(commands)]
         self._ids = itertools.count(1)
 

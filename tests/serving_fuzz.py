@@ -179,8 +179,9 @@ def body_bytes(rng: random.Random) -> bytes:
                            b"\x00" * 10 + made, b"a=1&b=2", b"<xml/>", b"\x1f\x8b\x08\x00" + made,
                            made.decode("utf-8", "replace").encode("utf-32")])
     return rng.choice([b"", b" ", b"null", b"[]", b"{}", b'""', b"0", b"NaN", b"true", b"[" * 200_000, b"\xff\xfe",
-                       b'"\\ud800"',
-                       rng.randbytes(rng.randint(1, 2000)), b" " * 500_000 + b"{}", b"9" * 300_000, b"{" * 1000, LONG_CHAT])
+                       b'"\\ud800"', rng.randbytes(rng.randint(1, 2000)), b" " * 500_000 + b"{}",
+                       b"9" * 300_000, b"{" * 1000,
+                       LONG_CHAT])
 
 
 # ------------------------------------------------------------------------------------------------------- requests

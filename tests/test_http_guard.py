@@ -55,8 +55,8 @@ class Running:
 
     def __init__(self, **settings):
         self.application, self.metrics = Application(), Metrics()
-        guard = Guard(self.application, self.metrics, **settings)
-        self.server = uvicorn.Server(uvicorn.Config(guard, http=PatientProtocol, ws="none", log_level="critical",
+        self.guard = Guard(self.application, self.metrics, **settings)
+        self.server = uvicorn.Server(uvicorn.Config(self.guard, http=PatientProtocol, ws="none", log_level="critical",
                                                     timeout_keep_alive=1, port=0))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -144,7 +144,8 @@ def test_foreign_names_and_pages_are_refused(open_server):
                                           ("text/plain", 415), ("", 415), ("application/x-www-form-urlencoded", 415)])
 def test_only_json_is_taken(open_server, kind, status):
     """What a form of another site can send without asking is not taken."""
-    assert open_server.ask("POST", body=b"{}", content_type=kind)[0] == status
+    assert open_server.ask("POST", "/v1/completions", body=b"{}", content_type=kind)[0] == status
+    assert open_server.ask("POST", body=b"{}", content_type=kind)[0] == 200  # a path that takes no body says 405 itself
 
 
 def test_the_key():
@@ -186,6 +187,20 @@ def test_bodies_are_bounded(open_server):
         s.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                   b"content-length: 99999999999999999999\r\nexpect: 100-continue\r\n\r\n")
         assert s.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_all_bodies_together_are_bounded(open_server, monkeypatch):
+    monkeypatch.setattr(http_guard, "MAX_BODIES", 100_000)
+    head = b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 90000\r\n\r\n"
+    with open_server.connect() as first, open_server.connect() as second:
+        first.sendall(head + b"x" * 80_000)
+        assert wait_until(lambda: open_server.guard.held == 80_000)
+        second.sendall(head + b"x" * 80_000)
+        data = read_all(second)
+        assert answer(data)[0] == 429 and b"retry-after: 1" in data
+        first.sendall(b"x" * 10_000)
+        assert answer(read_all(first)) == (200, b"90000")
+    assert wait_until(lambda: open_server.guard.held == 0)
 
 
 def test_a_head_is_bounded(open_server):
@@ -304,7 +319,7 @@ def test_tiny_chunks_hold_nobody_up(open_server):
 
 def test_what_is_left_of_a_refused_body_may_not_come_for_ever(impatient):
     with impatient.connect() as s:
-        s.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500000\r\n\r\nx")
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500000\r\n\r\nx")
         assert s.recv(1000).startswith(b"HTTP/1.1 415")
         assert wait_until(lambda: impatient.connections() == 0)
         assert b"HTTP/1.1" not in read_all(s)  # no second answer
