@@ -27,16 +27,16 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from nanochat import configurator
-from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError, compute_init, is_out_of_memory, resolve_dtype, say
+from nanochat.common import UserError, is_out_of_memory, say
 from nanochat.conversation import BadConversation
 from nanochat.engine import Engine, Event, Generation, RowState, TextStream, fit_conversation
 from nanochat.model_card import shown_source
+from nanochat.model_choice import ModelChoice
 from nanochat.sampling import Sampling, TokenLogprobs
 from nanochat.stop_strings import StopStrings
 
@@ -354,19 +354,7 @@ class Worker:
 
 
 @dataclass
-class Config:
-    source: str = "sft"
-    """Which stage's model: base, mid, sft or rl."""
-    model_tag: str = ""
-    """Which model of that stage, e.g. d4 (empty: the largest)."""
-    step: int = -1
-    """Which saved step (-1: the last)."""
-    device_type: str = ""
-    """cpu, cuda or mps (empty: the best there is)."""
-    dtype: str = "auto"
-    """auto, bfloat16 or float32."""
-    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """On a CPU, how the weights are kept for reading: fewer bytes are faster (auto: as --dtype says)."""
+class Config(ModelChoice):
     max_rows: int = 16
     """Answers written at the same time; more wait."""
     threads: int = 0
@@ -411,12 +399,9 @@ def serve(load: Callable[[], tuple[Engine, dict[str, Any]]], max_rows: int) -> N
 
 def main(config: Config) -> None:
     def load() -> tuple[Engine, dict[str, Any]]:
-        _, _, _, _, device = compute_init(config.device_type)
+        engine, meta = config.load(prefix_contexts=4)
         if config.threads:
             torch.set_num_threads(config.threads)
-        model, tokenizer, meta = load_model(config.source, device, "eval", config.model_tag, config.step,
-                                            resolve_dtype(config.dtype, device.type))
-        engine = Engine(model, tokenizer, config.weights, prefix_positions=4 * model.config.sequence_len)
         return engine, describe(meta, engine)
 
     serve(load, config.max_rows)

@@ -14,16 +14,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from nanochat import configurator
 from nanochat.chat_session import ChatSession, ChatSettings, Turn, check_sampling
-from nanochat.checkpoint_manager import load_model
-from nanochat.common import UserError, compute_init, get_base_dir, resolve_dtype
-from nanochat.engine import Engine
+from nanochat.common import UserError, get_base_dir
+from nanochat.model_choice import ModelChoice
 from nanochat.terminal import Person, Printer, ctrl_c, harmless
 
 HELP = """\
@@ -44,23 +43,11 @@ COMMANDS = (*SETTINGS, *ALONE, "system", "save")
 
 
 @dataclass
-class Config(ChatSettings):
-    source: str = "sft"
-    """Which stage's model: base, mid, sft or rl."""
-    model_tag: str = ""
-    """Which model of that stage, e.g. d4 (empty: the largest)."""
-    step: int = -1
-    """Which saved step (-1: the last)."""
+class Config(ChatSettings, ModelChoice):
     prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])] = ""
     """Answer this one question and exit (-: read it from stdin; empty: a conversation)."""
     system: str = ""
     """A text that stands before the conversation, whatever is forgotten of it."""
-    device_type: str = ""
-    """cpu, cuda or mps (empty: the best there is)."""
-    dtype: str = "auto"
-    """auto, bfloat16 or float32."""
-    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """On a CPU, how the weights are kept for reading: fewer bytes are faster (auto: as --dtype says)."""
 
 
 def note(text: str) -> None:
@@ -145,11 +132,8 @@ def main(config: Config) -> None:
     if config.prompt and not question.strip():
         raise UserError("the question is empty: say -p QUESTION, or send one to -p -")
     with contextlib.redirect_stdout(sys.stderr):  # with -p, stdout is the answer and nothing else
-        _, _, _, _, device = compute_init(config.device_type, config.seed)
-        model, tokenizer, _ = load_model(config.source, device, "eval", config.model_tag, config.step,
-                                         resolve_dtype(config.dtype, device.type))
         # what earlier turns computed is kept, for this conversation and some before it
-        engine = Engine(model, tokenizer, config.weights, prefix_positions=4 * model.config.sequence_len)
+        engine, _ = config.load(prefix_contexts=4, seed=config.seed)
     chat, console = ChatSession(engine, config, config.system), Console(highlight=False)
     if not config.prompt:
         return converse(chat, Person(get_base_dir() / "chat_history", note), console)

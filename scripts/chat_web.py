@@ -15,30 +15,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from nanochat import configurator
 from nanochat.common import UserError, check_at_least
+from nanochat.model_choice import ModelChoice
 from nanochat.serving import Settings, serve
 from nanochat.worker_pool import Command
 
 
 @dataclass
-class Config(Settings):
-    source: str = "sft"
-    """Which stage's model: base, mid, sft or rl."""
-    model_tag: str = ""
-    """Which model of that stage, e.g. d4 (empty: the largest)."""
-    step: int = -1
-    """Which saved step (-1: the last)."""
-    device_type: str = ""
-    """cpu, cuda or mps (empty: the best there is)."""
-    dtype: str = "auto"
-    """auto, bfloat16 or float32."""
-    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """On a CPU, how the weights are kept for reading: fewer bytes are faster (auto: as --dtype says)."""
+class Config(Settings, ModelChoice):
     num_workers: int = 0
     """Processes with a copy of the model each (0: one on each GPU; one on a CPU)."""
 
@@ -50,7 +38,7 @@ def worker_commands(config: Config, module: str = "nanochat.worker") -> list[Com
     count = config.num_workers or max(1, len(gpus))
     if gpus and count > len(gpus):
         raise UserError(f"--num_workers={count} is more than the {len(gpus)} GPUs here")
-    names = ("source", "model_tag", "step", "device_type", "dtype", "weights", "max_rows")
+    names = (*(field.name for field in fields(ModelChoice)), "max_rows")
     command = [sys.executable, "-m", module, *(f"--{name}={getattr(config, name)}" for name in names)]
     if gpus:
         return [(command, {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[:count]]

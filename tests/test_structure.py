@@ -37,6 +37,7 @@ FLOORS = {
     "nanochat/task_eval.py": 5,
     "nanochat/chat_session.py": 5,
     "nanochat/worker_pool.py": 5,
+    "nanochat/model_choice.py": 5,
     "nanochat/engine.py": 4,
     "nanochat/cpu_forward.py": 4,
     "nanochat/torch_forward.py": 4,
