@@ -233,7 +233,7 @@ FAULTS = (
           "conversation_trials", 1000),
     Fault("calculator", "expressions through the calculator, against exact fractions", "calculator_fuzz",
           "calculator_trials", 20_000),
-    Fault("malformed", "malformed requests to the server", "serving_fuzz", "malformed_trials", 1000),
+    Fault("malformed", "malformed requests to the server", "serving_fuzz", "malformed_trials", 10_000),
     Fault("user-strings", "texts that look like special tokens, in requests", "serving_fuzz", "user_string_trials",
           10_000),
     Fault("full-disk", "full disks at every write of a save", "power_loss", "full_disk_trials", 1),

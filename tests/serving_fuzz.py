@@ -1,6 +1,6 @@
 """Requests that nobody should send, and texts that look like special tokens, in any number.
 
-    python -m tests.chaos --malformed=10000          # about five minutes
+    python -m tests.chaos --malformed=10000          # three minutes, one server: its memory, too
     python -m tests.chaos --user-strings=100000
 
 `malformed`: a real server with a small random model gets requests that are wrong in every way that came to mind, one
