@@ -184,7 +184,8 @@ class Server:
             await self.pool.stop()
 
         # /docs would load its scripts from elsewhere
-        app = FastAPI(title="nanochat", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+        app = FastAPI(title="nanochat", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
+                      redirect_slashes=False)
         app.add_exception_handler(HTTPError, lambda _, e: json_answer(e.body(), e.status, e.headers))
         app.add_exception_handler(RequestValidationError, lambda _, e: json_answer(invalid(e).body(), 400))
         app.add_exception_handler(Exception, lambda _, e: json_answer(OURS.body(), OURS.status))  # and Guard logs it

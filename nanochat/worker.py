@@ -236,7 +236,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.generation: Generation | None = None
         self.jobs: dict[int, Job] = {}
-        self.echoing: list[Job] = []
+        self.starting: list[Job] = []
         self.owner: dict[int, tuple[Job, int]] = {}  # by id(row): whose it is, and which choice
 
     def run(self) -> None:
@@ -257,7 +257,8 @@ class Worker:
                 failures = 0
             except Exception as e:  # out of memory, say: those in work have lost, the next may try
                 self._fail(e, self.jobs)
-                self.jobs, self.echoing, self.owner, self.generation = {}, [], {}, None  # its cache may be half written
+                self.jobs, self.starting, self.owner = {}, [], {}
+                self.generation = None  # its cache may be half written
                 failures += not is_out_of_memory(e)
                 if failures == MAX_FAILURES:
                     raise SystemExit(1) from None  # a GPU that has met an error fails for ever: a new process may not
@@ -278,36 +279,19 @@ class Worker:
         self.jobs[request.id] = job
         self.send({"id": request.id, "started": {"prompt_tokens": sum(map(len, job.prompts)),
                                                  "dropped_turns": job.dropped}})
-        self.echoing.append(job)
+        self.starting.append(job)
 
     def _drop(self, job: Job) -> None:
         """Nobody waits for this one any more: its rows are free at the next step."""
-        if job in self.echoing:
-            self.echoing.remove(job)
+        if job in self.starting:
+            self.starting.remove(job)
         for row in job.rows:
             row.finish = row.finish or "cancelled"
             self.owner.pop(id(row), None)
 
     def _step(self) -> None:
-        """A block of one prompt that is to be shown, a token of every row that is being written: however many prompts
-        wait, rows go on, only one prompt holds a cache, and a line is not too long."""
-        pieces: list[Piece] = []
-        events: list[Event] = []
-        shown: list[Piece] | None = None
-        for job in list(self.echoing):
-            if shown is not None and job.request.echo:
-                continue
-            if (block := next(job.echoes, None)) is not None:
-                pieces += (shown := block)
-                continue
-            self.echoing.remove(job)
-            self.generation = self.generation or self.engine.start([], max_rows=self.max_rows)
-            rows = job.begin(self.engine)
-            self.owner |= {id(row): (job, i) for i, row in enumerate(rows)}
-            self.generation.add(rows)
-            for i, row in enumerate(rows):
-                if row.finish:  # no token was asked for
-                    pieces.append([job.request.id, i, "text", "", None, self._end(job, row, row.finish)])
+        """A token of every row that is being written, and what is told of prompts."""
+        pieces, events = self._start_jobs(), []
         if self.generation is not None:
             events = self.generation.step()
             for event in events:
@@ -317,6 +301,26 @@ class Worker:
         generation = self.generation
         self.send({"pieces": pieces, "tokens": len(events), "active": len(generation.active) if generation else 0,
                    "waiting": len(generation.waiting) if generation else 0})
+
+    def _start_jobs(self) -> list[Piece]:
+        """Let the rows of new requests in, once their prompts have been shown where that was asked for. At most one
+        block of one prompt a step: so rows go on however many prompts are to be shown, and only one holds a cache."""
+        pieces: list[Piece] = []
+        for job in list(self.starting):
+            if job.request.echo and pieces:
+                continue
+            if (block := next(job.echoes, None)) is not None:
+                pieces += block
+                continue
+            self.starting.remove(job)
+            self.generation = self.generation or self.engine.start([], max_rows=self.max_rows)
+            rows = job.begin(self.engine)
+            self.owner |= {id(row): (job, i) for i, row in enumerate(rows)}
+            self.generation.add(rows)
+            for i, row in enumerate(rows):
+                if row.finish:  # no token was asked for
+                    pieces.append([job.request.id, i, "text", "", None, self._end(job, row, row.finish)])
+        return pieces
 
     def _pieces(self, event: Event) -> Iterator[Piece]:
         if id(event.row) not in self.owner:

@@ -302,7 +302,7 @@ def test_a_cancelled_request_is_free_at_the_next_step(engine):
     assert len(told.pieces(1)) == before and told.end(2)["completion_tokens"] == 5 and not told.worker.owner
     told.worker._receive(vars(request(id=3, prompts=["Mira"], echo=True, logprobs=1)))
     told.worker._receive({"cancel": 3})
-    assert not told.worker.echoing
+    assert not told.worker.starting
     told.worker._receive({"cancel": 77})  # long over: nothing happens
 
 
