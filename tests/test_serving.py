@@ -132,6 +132,9 @@ def test_the_page_may_run_its_own_script_only(client):
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
     assert "http" not in policy and answer.headers["x-frame-options"] == "DENY"
+    for any_answer in (answer, client.get("/v1/models"), client.get("/nowhere")):
+        assert any_answer.headers["x-content-type-options"] == "nosniff"
+        assert any_answer.headers["referrer-policy"] == "no-referrer"
     _, other = page_and_policy("<style>a</style><script>b</script>")
     assert other != policy and other.count("sha256-") == 2
 
