@@ -74,7 +74,7 @@ class Form:
 
     def whole(self, choices: list[Choice], started: dict[str, Any]) -> dict[str, Any]:
         return {**self.head, "object": self.kind, "choices": [self.choice(i, c) for i, c in enumerate(choices)],
-                "usage": usage_of(choices, started)}
+                "usage": usage_of(sum(choice.tokens for choice in choices), started)}
 
     def piece(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {**self.head, "object": self.chunk_kind, "choices": choices, **more}
@@ -128,6 +128,7 @@ class CompletionForm(Form):
                 "logprobs": completion_logprobs(entries if self.logprobs else None)}
 
 
-def usage_of(choices: list[Choice], started: dict[str, Any]) -> dict[str, int]:
-    prompt, completion = started["prompt_tokens"], sum(choice.tokens for choice in choices)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def usage_of(tokens: int, started: dict[str, Any]) -> dict[str, int]:
+    """`tokens`: those of all choices."""
+    prompt = started["prompt_tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nanochat.answer_settings import AnswerSettings
 from nanochat.common import UserError
 from nanochat.engine import Engine, TextStream, fit_conversation
 from nanochat.files import atomic_write
@@ -27,17 +28,9 @@ ENDS = {"length": "cut off at max_tokens", "context": "cut off: context is full"
 
 
 @dataclass
-class ChatSettings:
+class ChatSettings(AnswerSettings):
     """How answers are drawn."""
 
-    temperature: float = 0.6
-    """0 always takes the likeliest token; higher is more varied."""
-    top_k: int = 50
-    """Choose among this many likeliest tokens (0: all)."""
-    top_p: float = 1.0
-    """Choose among the likeliest tokens that have this much of the probability together (1: all)."""
-    max_tokens: int = 256
-    """Longest answer, in tokens."""
     seed: int = 42
     """Seed of the sampling."""
 

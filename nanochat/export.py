@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from nanochat import configurator
+from nanochat.answer_settings import AnswerSettings
 from nanochat.checkpoint_manager import find_model, load_checkpoint, load_tokenizer, model_config_of
 from nanochat.common import UserError, check_disk, get_base_dir, print0
 from nanochat.files import FULL, atomic_write, fsync_dir, make_dirs, sha256_file
@@ -49,8 +50,6 @@ from nanochat.tokenizer_json import export_tokenizer
 MARK = "nanochat_export.json"  # what tells an export of ours from any other folder
 WEIGHTS = "model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAMPLING = {"do_sample": True, "temperature": 0.6, "top_k": 50}  # as chat_cli samples
-MAX_NEW_TOKENS = 256
 SPARE = 64 << 20  # bytes of the disk beyond the weights: a tokenizer.json of 65 536 tokens has some megabytes
 
 # ----------------------------------------------------------------------------------------------------------- weights
@@ -140,9 +139,10 @@ def config_json(config: GPTConfig, tokenizer: RustBPETokenizer, dtype: str) -> d
 
 def generation_config_json(config: GPTConfig, tokenizer: RustBPETokenizer) -> dict[str, Any]:
     """The content of `generation_config.json`: `generate` ends and samples as our engine and chat_cli do."""
-    return {**_ends(tokenizer), "pad_token_id": tokenizer.get_bos_token_id(), **SAMPLING,
-            "top_k": min(SAMPLING["top_k"], config.vocab_size),
-            "max_new_tokens": min(MAX_NEW_TOKENS, config.sequence_len)}
+    usual = AnswerSettings()
+    return {**_ends(tokenizer), "pad_token_id": tokenizer.get_bos_token_id(), "do_sample": True,
+            "temperature": usual.temperature, "top_k": min(usual.top_k, config.vocab_size),
+            "max_new_tokens": min(usual.max_tokens, config.sequence_len)}
 
 
 def _ends(tokenizer: RustBPETokenizer) -> dict[str, Any]:

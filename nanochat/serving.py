@@ -23,7 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from nanochat import openai_api as api
+from nanochat.answer_settings import AnswerSettings
 from nanochat.answers import ChatForm, Choice, CompletionForm, Form, usage_of
 from nanochat.common import UserError, check_at_least, say
 from nanochat.http_guard import MAX_CONNECTIONS, OURS, REQUEST_SECONDS, Guard, HTTPError, PatientProtocol, as_json
@@ -47,8 +48,8 @@ T = TypeVar("T")
 
 
 @dataclass
-class Settings:
-    """Where the server listens, how much it takes on, and how it draws answers where a request does not say."""
+class Settings(AnswerSettings):
+    """Where the server listens, how much it takes on, and how it draws chats where a request does not say."""
 
     host: str = "127.0.0.1"
     """Address to listen on. Only programs of this machine reach the default; any other should have an --api_key."""
@@ -60,16 +61,12 @@ class Settings:
     """Answers that a worker writes at the same time."""
     max_queue: int = 64
     """Answers that may wait for a place, for each worker; more are refused with status 429."""
-    temperature: float = 0.6
-    """How chat answers are drawn where a request does not say: 0 takes the likeliest token."""
-    top_k: int = 50
-    """Likewise: among so many likeliest tokens (0: all)."""
-    top_p: float = 1.0
-    """Likewise: among the likeliest tokens that have this much of the probability together (1: all)."""
-    max_tokens: int = 256
-    """Likewise: the longest answer, in tokens."""
     log_prompts: bool = False
     """Write what people ask into the log. Without it no word of theirs is ever logged."""
+
+
+def answer_settings(settings: Settings) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in fields(AnswerSettings)}
 
 
 # --------------------------------------------------------------------------- answers on their way
@@ -94,27 +91,25 @@ def event(content: dict[str, Any]) -> bytes:
     return b"data: " + as_json(content) + b"\n\n"
 
 
-async def events_of(ticket: Ticket, form: Form, num_choices: int, usage: bool, first: Any) -> AsyncIterator[bytes]:
-    """The answer as server-sent events; what has come together meanwhile goes out together."""
-    choices = [Choice() for _ in range(num_choices)]
+async def events_of(ticket: Ticket, form: Form, num_choices: int, usage: bool) -> AsyncIterator[bytes]:
+    """The answer as server-sent events; what has come together meanwhile goes out together, and nothing is kept."""
+    tokens = 0
     dropped = ticket.started["dropped_turns"]
     for i in range(num_choices):
         if (opening := form.opening(i)) is not None:
             yield event(form.piece([opening], **({"dropped_turns": dropped} if dropped and i == 0 else {})))
     try:
         async for batch in ticket.batches():
-            first()
             out = b""
-            for piece in batch:
-                _, index, kind, text, entries, _ = piece
-                choices[index].take(piece)
-                finish = choices[index].finish
+            for _, index, kind, text, entries, end in batch:
+                tokens += end["completion_tokens"] if end else 0
+                finish = end["finish"] if end else ""
                 if (chunk := form.chunk(index, kind, text, entries, finish)) is not None:
                     out += event(form.piece([chunk]))
             if out:
                 yield out
         if usage:
-            yield event(form.piece([], usage=usage_of(choices, ticket.started)))
+            yield event(form.piece([], usage=usage_of(tokens, ticket.started)))
         yield b"data: [DONE]\n\n"
     except HTTPError as e:  # too late for a status
         yield event(e.body())
@@ -160,16 +155,16 @@ class Server:
 
     def __init__(self, settings: Settings, pool: WorkerPool, metrics: Metrics):
         self.settings, self.pool, self.metrics = settings, pool, metrics
+        self.defaults = answer_settings(settings)
         self.created = int(time.time())
         self.page, self.policy = page_and_policy(PAGE.read_text(encoding="utf-8"))
 
     def model(self) -> dict[str, Any]:
         """The model's entry in /v1/models."""
-        info, c = self.pool.info, self.settings
-        defaults = {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p, "max_tokens": c.max_tokens}
+        info = self.pool.info
         return {"id": f"nanochat-{info['tag']}-{info['source']}", "object": "model", "created": self.created,
                 "owned_by": "nanochat", "context": info["context"], "data": info["data"], "step": info["step"],
-                "defaults": defaults}
+                "defaults": self.defaults}
 
     def application(self) -> FastAPI:
         errors = {status: {"model": api.ErrorResponse, "description": what} for status, what in {
@@ -239,12 +234,11 @@ class Server:
             messages = api.conversation_of(body.messages)
         except UserError as e:
             raise HTTPError(400, str(e), "invalid_messages", "messages") from e
-        c = self.settings
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        asked = {"messages": messages, "max_tokens": c.max_tokens if limit is None else limit,
+        asked = {"messages": messages, "max_tokens": self.settings.max_tokens if limit is None else limit,
                  "truncation": body.truncation or "disabled",
                  "logprobs": (body.top_logprobs or 0) if body.logprobs else None}
-        defaults = {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p}
+        defaults = {name: self.defaults[name] for name in ("temperature", "top_k", "top_p")}
         return await self.answer(body, request, asked, defaults, 1, ChatForm)
 
     async def complete(self, body: api.CompletionRequest, request: Request) -> Response:
@@ -263,14 +257,6 @@ class Server:
                     for name, default in defaults.items()}
         if self.settings.log_prompts:
             say(ascii(asked.get("messages", asked.get("prompts"))), file=sys.stderr)
-        began = time.perf_counter()
-
-        def first() -> None:
-            nonlocal began
-            if began:
-                self.metrics.first.observe(time.perf_counter() - began)
-                began = 0.0
-
         rows = n * num_prompts
         ticket = self.pool.submit({**asked, **sampling, "n": n, "seed": seed, "stop": body.stops}, rows)
         try:
@@ -278,12 +264,11 @@ class Server:
             form = form_class(self.model()["id"], asked["logprobs"] is not None)
             if body.stream:
                 usage = bool(body.stream_options and body.stream_options.include_usage)
-                return Events(ticket, events_of(ticket, form, rows, usage, first))
+                return Events(ticket, events_of(ticket, form, rows, usage))
             choices = [Choice() for _ in range(rows)]
 
             async def collect() -> None:
                 async for batch in ticket.batches():
-                    first()
                     for piece in batch:
                         choices[piece[1]].take(piece)
 
@@ -344,7 +329,7 @@ def raise_file_limit() -> int:
 
 def check(settings: Settings) -> None:
     """UserError for what cannot be: before a model is loaded for it."""
-    defaults = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
+    defaults = answer_settings(settings)
     try:
         api.ChatRequest.model_validate({"messages": [{"role": "user", "content": ""}], **defaults})
     except ValidationError as e:

@@ -367,13 +367,10 @@ class Config(ModelChoice):
 
 def describe(meta: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What a person may want to know of the model."""
-    config = engine.model.config
-    cache = config.n_layer * 2 * config.n_kv_head * config.head_dim * engine.new_cache(0, 0).store.element_size()
     parent = meta["parent"]
     return {"source": parent["source"], "tag": parent["model_tag"], "step": parent["step"],
             "data": shown_source((meta.get("config") or {}).get("data")) or None,  # no path of this machine
-            "context": config.sequence_len, "parameters": engine.model.num_parameters(),
-            "cache_bytes_per_row": cache * config.sequence_len, "device": str(engine.model.get_device())}
+            "context": engine.model.config.sequence_len, "device": str(engine.model.get_device())}
 
 
 def serve(load: Callable[[], tuple[Engine, dict[str, Any]]], max_rows: int) -> None:

@@ -2,8 +2,9 @@
 
     pool = WorkerPool([(["python", "-m", "nanochat.worker"], {})], max_rows=16, max_queue=64, metrics=Metrics())
     await pool.start()                          # until every model is loaded; WorkerFailed if one cannot be
-    ticket = pool.submit({"prompts": [...], "n": 1, ...}, rows=1)       # Busy: come back later
-    async for piece in ticket: ...              # RequestFailed if it is refused or its worker dies
+    ticket = pool.submit({"prompts": [...], "n": 1, ...}, rows=1)       # HTTPError 429: come back later
+    await ticket.start()                        # HTTPError if the worker refuses it
+    async for batch in ticket.batches(): ...    # lists of pieces; HTTPError 503 if the worker dies
     ticket.close()                              # nobody waits for it any more; harmless if it is over
 
 One request goes to one worker, the one with the fewest answers in work. There is nothing to run here.
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -44,10 +46,14 @@ class Ticket:
     def __init__(self, worker: WorkerProcess, id: int, rows: int):
         self.worker, self.id, self.open_rows = worker, id, rows
         self.started: dict[str, Any] = {}
+        self.began = time.perf_counter()  # until its first piece is there
         self._lines: asyncio.Queue[dict[str, Any] | list[Any]] = asyncio.Queue()
 
     def put(self, line: dict[str, Any] | list[Any]) -> None:
         """From the worker."""
+        if isinstance(line, list) and self.began:
+            self.worker.pool.metrics.first.observe(time.perf_counter() - self.began)
+            self.began = 0.0
         if isinstance(line, list) and line[5] is not None:
             self.open_rows -= 1
         if self.open_rows == 0 or (isinstance(line, dict) and "error" in line):

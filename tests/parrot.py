@@ -52,9 +52,6 @@ class Parrot:
     def parameters(self):
         return [torch.zeros(1)]
 
-    def num_parameters(self) -> int:
-        return 0
-
     def __call__(self, idx, kv_cache, at=None):
         B, T = idx.shape
         self.rows_seen.append(B)

@@ -237,7 +237,7 @@ def test_config_and_generation_config(base):
     g, ours = loaded.generation_config, chat_cli.Config()
     assert (g.bos_token_id, g.eos_token_id, g.pad_token_id) == (bos, [end, bos], bos)
     assert (g.do_sample, g.temperature, g.top_k) == (True, ours.temperature, ours.top_k)
-    assert ours.max_tokens == export.MAX_NEW_TOKENS and g.max_new_tokens == 64  # no more than the context
+    assert ours.max_tokens > g.max_new_tokens == 64  # no more than the context
     written = json.loads((out / "config.json").read_text(encoding="utf-8"))
     default = NanoChatConfig().to_dict().keys() - {"initializer_range", "transformers_version"}
     assert not {key for key in default - written.keys() if getattr(NanoChatConfig(), key, None) is not None

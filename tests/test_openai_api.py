@@ -11,7 +11,7 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from nanochat.answers import ChatForm, Choice, CompletionForm, finish_fields, usage_of
+from nanochat.answers import ChatForm, Choice, CompletionForm, finish_fields
 from nanochat.common import UserError
 from nanochat.conversation import checked_messages
 from nanochat.openai_api import ChatRequest, CompletionRequest, Message, conversation_of
@@ -147,7 +147,8 @@ def test_the_pieces_of_a_chat():
     assert form.chunk(1, "python", "1+1", None, "")["delta"] == {"parts": [{"type": "python", "text": "1+1"}]}
     assert form.chunk(1, "text", "", None, "stop")["delta"] == {}
     both = [Choice(tokens=2), Choice(tokens=3)]
-    assert usage_of(both, {"prompt_tokens": 4}) == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+    usage = form.whole(both, {"prompt_tokens": 4, "dropped_turns": 0})["usage"]
+    assert usage == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
 
 
 def test_a_completion_leaves_the_calculator_out():

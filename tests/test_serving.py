@@ -171,7 +171,7 @@ def test_a_client_that_leaves_frees_its_row(server, stream, how):
         thread.join()
     assert wait_until(lambda: idle(server))
     written = metric(server, "nanochat_completion_tokens_total") - tokens
-    assert metric(server, "nanochat_left_total") - left <= 4
+    assert 1 <= metric(server, "nanochat_left_total") - left <= 4  # who left before the question was read is none
     assert written < 4 * 100, f"{written} tokens were written for clients that had left"
 
 

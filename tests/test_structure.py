@@ -68,6 +68,7 @@ FLOORS = {
     "nanochat/stop_strings.py": 1,
     "nanochat/openai_api.py": 1,
     "nanochat/answers.py": 1,
+    "nanochat/answer_settings.py": 1,
     "nanochat/http_guard.py": 1,
     "nanochat/serving_metrics.py": 1,
     "nanochat/muon.py": 1,
