@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.attention import cache_mask
 from nanochat.kv_cache import GROWTH, KVCache
 
 
@@ -48,6 +49,9 @@ class FixedCache:
 
     def positions(self, T: int) -> Tensor:
         return self.lengths[:, None]  # (B, 1)
+
+    def mask(self, positions: Tensor, n_keys: int) -> Tensor:
+        return cache_mask(positions, n_keys)
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, H_kv, 1, D) at the rows' lengths; return all keys and values (B, H_kv, keys, D)."""

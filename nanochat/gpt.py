@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.attention import attend, cache_mask, document_mask
+from nanochat.attention import attend, document_mask
 from nanochat.common import UserError
 from nanochat.loss_head import linear_cross_entropy, soft_cap
 from nanochat.optim import Group, Optimizer
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the engine is a floor above: the model knows only the shape
         @property
         def used(self) -> int: ...
         def positions(self, T: int) -> Tensor: ...
+        def mask(self, positions: Tensor, n_keys: int) -> Tensor | None: ...
         def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
         def advance(self, T: int) -> None: ...
 
@@ -252,7 +253,19 @@ class GPT(nn.Module):
         0..T-1`, and the cache is advanced by T. `at` (B,) asks for the logits at one of the T only: (B, 1, vocab_size).
         A batch without any supervised target has loss 0 (not NaN).
         """
-        B, T = idx.shape
+        x = self.hidden(idx, kv_cache, doc)  # (B, T, C)
+        if at is not None:
+            x = x[torch.arange(len(x), device=x.device), at][:, None]  # (B, 1, C)
+        if targets is None:
+            return self.logits(x)
+        loss = linear_cross_entropy(norm(x), self.lm_head.weight, targets, vocab_size=self.config.vocab_size,
+                                    cap=LOGIT_CAP, reduction="none" if loss_reduction == "none" else "sum",
+                                    compiled=self.compiled)
+        return loss / (targets >= 0).sum().clamp(min=1) if loss_reduction == "mean" else loss
+
+    def hidden(self, idx: Tensor, kv_cache: Cache | None = None, doc: Tensor | None = None) -> Tensor:
+        """What the blocks make of `idx` (B, T), before the last norm and the head: (B, T, n_embd). See `forward`."""
+        T = idx.size(1)
         positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
         needed = T if kv_cache is None else kv_cache.used + T
         if needed > self.cos.size(1):
@@ -262,7 +275,7 @@ class GPT(nn.Module):
             mask = document_mask(doc) if doc is not None and doc.dim() == 2 else doc
         else:
             cos, sin = self.cos[0, positions], self.sin[0, positions]  # (B, T, 1, D/2)
-            mask = cache_mask(positions, needed)
+            mask = kv_cache.mask(positions, needed)
         cos_sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
 
         x = norm(self.transformer.wte(idx).to(self.compute_dtype))  # (B, T, C)
@@ -270,14 +283,11 @@ class GPT(nn.Module):
             x = block(x, cos_sin, mask, kv_cache)
         if kv_cache is not None:
             kv_cache.advance(T)
-        if at is not None:
-            x = x[torch.arange(B, device=x.device), at][:, None]  # (B, 1, C)
-        x = norm(x)
-        if targets is None:
-            return soft_cap(self.lm_head(x)[..., : self.config.vocab_size], LOGIT_CAP)
-        loss = linear_cross_entropy(x, self.lm_head.weight, targets, vocab_size=self.config.vocab_size, cap=LOGIT_CAP,
-                                    reduction="none" if loss_reduction == "none" else "sum", compiled=self.compiled)
-        return loss / (targets >= 0).sum().clamp(min=1) if loss_reduction == "mean" else loss
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head on some of what `hidden` gave: (..., n_embd) -> (..., vocab_size) float32, capped."""
+        return soft_cap(self.lm_head(norm(x))[..., : self.config.vocab_size], LOGIT_CAP)
 
     def compile_for_training(self) -> Callable[..., Tensor]:
         """`forward`, compiled for one shape. The model itself stays as it is: evaluation and sampling, with shapes of

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nanochat.attention import cache_mask
+
 GROWTH = 256  # a cache that is full grows by so many positions
 
 
@@ -59,6 +61,13 @@ class KVCache:
     def positions(self, T: int) -> Tensor:
         """Where the next T tokens of each row will stand: (B, T). `lengths=[7, 5], T=2 -> [[7, 8], [5, 6]]`"""
         return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
+
+    def mask(self, positions: Tensor, n_keys: int) -> Tensor | None:
+        """Who may see whom, for `attend`: the next tokens stand at `positions` (B, T) and will be among `n_keys` keys.
+
+        In an empty cache that is plain causal attention, for which there are faster kernels than with a mask.
+        """
+        return cache_mask(positions, n_keys) if self.used else None
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, H_kv, T, D) behind each row of this layer; return all keys and values (B, H_kv, used + T, D).

@@ -46,6 +46,7 @@ class TrainState:
     changes: list[dict[str, Any]] = field(default_factory=list)  # settings changed on the way: {"step", "fields"}
     loader: dict[str, Any] | None = None
     evaluations: list[dict[str, float | None]] = field(default_factory=list)  # {"step": ..., "bpb": ...}
+    core: list[dict[str, float | None]] = field(default_factory=list)  # {"step": ..., "core": ...}
 
     def best(self) -> dict[str, float | None] | None:
         """The evaluation with the fewest bits per byte so far."""
@@ -55,7 +56,8 @@ class TrainState:
 
 # Settings that may differ between a run and its continuation without changing what is computed.
 FREE_FIELDS = {"resume", "changed", "overwrite", "model_tag", "save_every", "keep_last", "eval_every", "sample_every",
-               "eval_tokens", "log_every", "stall_seconds", "nonfinite", "device_batch_size"}
+               "eval_tokens", "core_metric_every", "core_metric_max_per_task", "core", "log_every", "stall_seconds",
+               "nonfinite", "device_batch_size"}
 
 
 def free_fields(settings: dict[str, Any]) -> set[str]:

@@ -279,6 +279,7 @@ def run_training(
         "dtype": settings["dtype"], "changes": state.changes,
         "peak_memory_bytes": peak_memory_bytes(), "curve": loss_curve(directory / LOG),
         "val_curve": {key: [e[key] for e in state.evaluations] for key in ("step", "bpb")},
+        "core_curve": {key: [e[key] for e in state.core] for key in ("step", "core")},
         "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
         "checkpoint": str(directory),
     }

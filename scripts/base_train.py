@@ -10,6 +10,7 @@ Reads the tokenizer that `tok_train` left and the text of `--data`; writes `base
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from nanochat import configurator
 from nanochat.checkpoint_manager import checkpoint_root
 from nanochat.common import UserError, compute_init, print0, print_banner, resolve_dtype
+from nanochat.core_eval import core_metric, evaluate_core
 from nanochat.dataloader import Loader, tokenizing_distributed_data_loader_with_state
 from nanochat.dataset import corpus, text_iterator
 from nanochat.gpt import GPT, config_for_depth
@@ -33,6 +35,7 @@ from nanochat.train import (
     run_training,
     validation,
 )
+from tasks.core_bundle import load_bundle
 
 
 @dataclass
@@ -53,6 +56,12 @@ class Config(StageConfig):
     """Train on this many tokens per parameter (Chinchilla: 20), if nothing else says how long."""
     sample_every: int = 2000
     """Steps between printed samples (0: only at the end)."""
+    core_metric_every: int = 0
+    """Steps between measurements of CORE, and one at the end (0: none; `scripts.base_eval` measures a saved model)."""
+    core_metric_max_per_task: int = 500
+    """Examples of each CORE task then (-1: all)."""
+    core: str = ""
+    """The CORE bundle, where it is not the data's own: a folder, a .zip, or hub:OWNER/NAME."""
 
 
 def steps_to_train(config: Config, parameters: int, flops_per_token: int) -> int:
@@ -74,6 +83,7 @@ def main(config: Config) -> None:
     tokenizer = get_tokenizer()
     # now and once: what is missing is made or fetched here, and what is done to the source later cannot end the run
     text = corpus(config.data)
+    core_tasks = load_bundle(config.data, config.core) if config.core_metric_every > 0 else []
     with torch.device("meta"):
         model = GPT(config_for_depth(config.depth, vocab_size=tokenizer.get_vocab_size(), head_dim=config.head_dim,
                                      sequence_len=config.max_seq_len, aspect_ratio=config.aspect_ratio))
@@ -96,13 +106,21 @@ def main(config: Config) -> None:
         for one in samples:
             print0(f"  {one['prompt']} ▸{one['completion']}")
 
+    def measure_core(state: TrainState) -> None:
+        results = list(evaluate_core(model, tokenizer, core_tasks, max_examples=config.core_metric_max_per_task))
+        metric = core_metric(results)
+        state.core = [*(e for e in state.core if e["step"] != state.step),
+                      {"step": state.step, "core": metric if math.isfinite(metric) else None}]
+        print0(f"step {state.step:5d} | CORE {metric:.4f} ({sum(r.n for r in results):,} examples)")
+
     validate = validation(model, lambda: loader("val", rows.micro), tokenizer, config.eval_tokens)
     result = run_training(
         model=model, tokenizer=tokenizer, optimizer=optimizer, config=config, rows=rows.micro,
         make_batches=lambda state: loader("train", rows.share, state),
         num_iterations=steps_to_train(config, model.num_parameters(), model.estimate_flops()),
         directory=checkpoint_root("base") / (config.model_tag or f"d{config.depth}"),
-        hooks=[Every(config.eval_every, validate), Every(config.sample_every, sample)])
+        hooks=[Every(config.eval_every, validate), Every(config.sample_every, sample),
+               *([Every(config.core_metric_every, measure_core)] if core_tasks else [])])
     read = {split: sum(unit.rows for unit in text.units(split)) for split in ("train", "val")}
     get_report().log("base_train", {"config": asdict(config), "model": asdict(model.config), **result,
                                     "corpus": {"fingerprint": text.fingerprint, "documents": read}, "samples": samples})

@@ -185,17 +185,18 @@ def hub_rows(repo: str, prefix: str) -> ParquetRows:
     return ParquetRows(paths, fingerprint_of(*(f"{f.name} {f.sha256 or f.blob_id}" for f in files)))
 
 
-def pinned_listing(repo: str, folder: Path) -> Listing:
+def pinned_listing(repo: str, folder: Path, **which: str) -> Listing:
     """What `repo` held when it was first asked for, kept as `folder/manifest.json`: its files, their size and SHA-256.
 
     From then on every run has the same rows, without asking the hub. Remove the file to have the latest revision.
+    `which`: revision, under, suffix, as for `list_files`.
     """
     path = folder / "manifest.json"
     if not path.exists():  # once it does nobody writes it again, so that reading needs no lock
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "manifest.lock"):  # ranks that start together must not pin two revisions
             if not path.exists():
-                atomic_write(path, json.dumps(asdict(list_files(repo)), indent=1) + "\n")
+                atomic_write(path, json.dumps(asdict(list_files(repo, **which)), indent=1) + "\n")
     try:
         kept = json.loads(path.read_bytes())
         return Listing(kept["repo"], kept["revision"], tuple(HubFile(**file) for file in kept["files"]))

@@ -47,6 +47,9 @@ NAMES = {
     ),
     "nanochat.report": "Report Report.log Report.generate get_report",
     "nanochat.loss_eval": "evaluate_bpb",
+    "nanochat.core_eval": (
+        "evaluate_task evaluate_example forward_model render_prompts_mc render_prompts_schema render_prompts_lm"
+    ),
     "nanochat.configurator": "main",
     "tasks.common": "Task TaskMixture TaskSequence Task.eval_type Task.num_examples Task.get_example Task.evaluate",
     "tasks.mmlu": "MMLU",
@@ -59,6 +62,7 @@ NAMES = {
     "scripts.tok_eval": "main",
     "scripts.base_train": "main",
     "scripts.base_loss": "main",
+    "scripts.base_eval": "main",
     "scripts.mid_train": "main",
     "scripts.chat_sft": "main",
     "scripts.chat_eval": "main run_generative_eval run_categorical_eval run_chat_eval",
@@ -68,9 +72,6 @@ NAMES = {
 
 # (module, names): the piece of work that brings them.
 TO_COME = {
-    ("nanochat.core_eval", "evaluate_task evaluate_example forward_model render_prompts_mc render_prompts_schema "
-                           "render_prompts_lm"): "CORE",
-    ("scripts.base_eval", "main"): "CORE",
     ("scripts.chat_rl", "main"): "reinforcement learning",
     ("nanochat.execution", "execute_code"): "HumanEval and the sandbox",
     ("tasks.humaneval", "HumanEval"): "HumanEval and the sandbox",
