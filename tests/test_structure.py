@@ -34,7 +34,6 @@ FLOORS = {
     "nanochat/model_card.py": 5,
     "nanochat/loss_eval.py": 5,
     "nanochat/core_eval.py": 5,
-    "nanochat/core_eval.py": 5,
     "nanochat/task_eval.py": 5,
     "nanochat/chat_session.py": 5,
     "nanochat/worker_pool.py": 5,
