@@ -23,7 +23,7 @@ from nanochat.sources import on_hub
 WHAT = {"base": "pretrained on text", "mid": "midtrained on conversations and tasks",
         "sft": "fine-tuned on conversations", "rl": "trained by reinforcement learning"}
 # What the hub has no set for comes from the pocket world wherever the rest comes from (`tasks.rows.task_dir`).
-POCKET_TASKS = {"identity", "world_qa", "calculator", "spellingbee", "spelling_bee", "simplespelling",
+POCKET_TASKS = {"identity", "world_qa", "calculator", "code", "spellingbee", "spelling_bee", "simplespelling",
                 "simple_spelling"}
 POCKET_NOTE = ("> **pocket**: what carries this label was generated: nanochat's embedded pocket world, a small "
                "invented world in the formats of real data sets. No figure marked (pocket) can be compared with the "

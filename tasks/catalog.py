@@ -20,7 +20,7 @@ from nanochat import configurator
 from nanochat.common import UserError
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
-from tasks.customjson import CustomJSON
+from tasks.customjson import CustomJSON, LessonsJSON
 from tasks.documents import Documents
 from tasks.gsm8k import GSM8K
 from tasks.mmlu import MMLU
@@ -29,8 +29,8 @@ from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 
 
-def _custom(folder: str) -> Callable[..., Task]:
-    return lambda split, data, **kw: CustomJSON(task_dir(data) / folder / f"{split}.jsonl", **kw)
+def _custom(folder: str, kind: type[CustomJSON] = CustomJSON) -> Callable[..., Task]:
+    return lambda split, data, **kw: kind(task_dir(data) / folder / f"{split}.jsonl", **kw)
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -45,6 +45,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "identity": _custom("identity"),
     "world_qa": _custom("world_qa"),
     "calculator": _custom("calculator"),
+    "code": _custom("code", LessonsJSON),
     "world_mc": lambda split, **kw: ARC("ARC-Easy", split, **kw),
 }
 SIZED = ("spellingbee", "simplespelling", "documents")  # these are as long as one asks for

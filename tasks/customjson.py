@@ -53,6 +53,13 @@ class CustomJSON(Task):
         return any(contains_words(completion, answer) for answer in conversation["answer"])
 
 
+class LessonsJSON(CustomJSON):
+    """Conversations only to train on: what they teach another task grades (functions to complete: HumanEval)."""
+
+    eval_type = None
+    evaluate = Task.evaluate
+
+
 def words(text: str) -> list[str]:
     """Words and numbers in one plain form.
 

@@ -31,10 +31,11 @@ EXPRESSION = re.compile(r"(\d+) ?([-+*/]) ?(\d+)")
 TEST_FILES = (
     "world_qa/test", "arc/arc_easy_test", "arc/arc_challenge_test", "mmlu/test", "identity/test", "gsm8k/test",
     "gsm8k/test_new_templates", "calculator/test", "sft/pocket_talk_test",
+    "code/test",
 )
 TRAIN_FILES = (
     "world_qa/train", "arc/arc_easy_train", "arc/arc_challenge_train", "mmlu/auxiliary_train", "mmlu/dev",
-    "identity/train", "gsm8k/train", "calculator/train", "sft/pocket_talk_train",
+    "identity/train", "gsm8k/train", "calculator/train", "sft/pocket_talk_train", "code/train",
 )
 
 

@@ -69,7 +69,7 @@ def data(tmp_path_factory) -> str:
         for level in ("easy", "challenge"):
             write_jsonl(root / f"arc/arc_{level}_{split}.jsonl", arc)
         write_jsonl(root / f"gsm8k/{split}.jsonl", gsm)
-        for name in ("identity", "world_qa", "calculator"):
+        for name in ("identity", "world_qa", "calculator", "code"):
             rows = [talk(f"{name} {i}?", f"It is {i}.", answer=[str(i)]) for i in range(5)]
             write_jsonl(root / f"{name}/{split}.jsonl", rows)
     write_jsonl(root / "sft/chat.jsonl", chat)
@@ -217,7 +217,7 @@ def check_grading(task: Task) -> int:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("smoltalk", "documents")])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("smoltalk", "documents", "code")])
 def test_gold_is_right_and_what_is_mangled_is_wrong(name, split, data):
     task = make_task(name, data, split, stop=20)
     assert len(task) > 0 and task.eval_type in ("categorical", "generative")
@@ -230,10 +230,11 @@ def test_no_answer_is_too_odd_to_be_graded(data, answer, name):
     assert task.evaluate(task[0], answer) in (True, False)
 
 
-def test_training_only_tasks_say_so(data):
-    task = make_task("smoltalk", data, "train")
+@pytest.mark.parametrize(("name", "kind"), [("smoltalk", "SmolTalk"), ("code", "LessonsJSON")])
+def test_training_only_tasks_say_so(data, name, kind):
+    task = make_task(name, data, "train")
     assert task.eval_type is None
-    with pytest.raises(UserError, match="SmolTalk"):
+    with pytest.raises(UserError, match=kind):
         task.evaluate(task[0], "hi")
 
 

@@ -1,23 +1,36 @@
 """The pocket world: all data of the whole pipeline, generated here from a seed, without any download.
 
 `generate(folder)` writes a corpus and every task in the schemas of the real sets; the same seed gives the same bytes.
-What tests ask is held out by construction: facts, operands, names, words and question frames.
+What tests ask is held out by construction: facts, operands, names, words, question frames and kinds of programs.
 Look at it: `python -m nanochat.pocket FOLDER`. Everything measured on it is to be labelled "pocket".
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from nanochat.pocket import arithmetic, documents, families, identity, problems, questions, talk, words
+from nanochat.pocket import (
+    arithmetic,
+    core_tasks,
+    documents,
+    families,
+    identity,
+    problems,
+    program_families,
+    programs,
+    questions,
+    talk,
+    words,
+)
 from nanochat.pocket.draw import Deck, stream
 from nanochat.pocket.world import ENTITIES, build_world
 
-VERSION = "1"
+VERSION = "2"
 
 # ---------------------------------------------------------------- the dials: sizes and mixture, all in one place
 CORPUS_CHARS = 11_500_000
@@ -43,6 +56,8 @@ IDENTITY_TEST_ROUNDS = 3  # of each test frame
 GSM8K_TRAIN, GSM8K_TEST, GSM8K_NEW = 6000, 300, 240
 CALCULATOR_TRAIN, CALCULATOR_TEST = 5000, 300
 TALK_TRAIN, TALK_TEST = 3000, 250
+CODE_TRAIN, CODE_TEST = 3000, 250
+HUMANEVAL_PER_FAMILY = 3
 
 
 def content_hash(seed: int = 0) -> str:
@@ -66,13 +81,18 @@ def generate(folder: Path, seed: int = 0) -> dict:
     used = vocabulary(corpus)
     for path, rows in _task_files(facts, seed):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _write(folder / path, text)
+        _write(folder / path, text.encode("utf-8"))
         counts[path] = len(rows)
         if "test" not in path:
             used |= vocabulary([text])
     kept = [w for w in word_list if not (words.is_test_word(w) and w in used)]
-    _write(folder / "words/words_alpha.txt", "".join(w + "\n" for w in kept))
+    _write(folder / "words/words_alpha.txt", "".join(w + "\n" for w in kept).encode("utf-8"))
     counts["words/words_alpha.txt"] = len(kept)
+    held_out_words = [w for w in kept if words.is_test_word(w)]
+    for path, (text, rows) in core_tasks.core_files(facts, held_out_words, seed).items():
+        _write(folder / path, text.encode("utf-8"))
+        counts[path] = rows
+    counts["humaneval/HumanEval.jsonl.gz"] = _write_humaneval(folder / "humaneval/HumanEval.jsonl.gz", seed)
     return counts
 
 
@@ -91,9 +111,20 @@ def _names() -> set[str]:
     return {name.lower() for name in names}
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode("utf-8"))  # bytes: no newline translation, the same file everywhere
+    path.write_bytes(data)  # bytes: no newline translation, the same file everywhere
+
+
+def _write_humaneval(path: Path, seed: int) -> int:
+    """Functions to complete in HumanEval's schema, equally many of each family, also of those that only tests have."""
+    rng = stream(seed, "humaneval")
+    made = [program for family in program_families.TRAIN_FAMILIES + program_families.NEW_FAMILIES
+            for program in programs.draw_programs((family,), rng, test=True, n=HUMANEVAL_PER_FAMILY)]
+    rng.shuffle(made)
+    text = "".join(json.dumps(program.problem(i)) + "\n" for i, program in enumerate(made))
+    _write(path, gzip.compress(text.encode("utf-8"), mtime=0))  # without the time of day: the same bytes again
+    return len(made)
 
 
 def write_corpus(folder: Path, corpus: list[str]) -> dict[str, int]:
@@ -135,6 +166,10 @@ def _task_files(facts: list, seed: int) -> Iterable[tuple[str, list[dict]]]:
     train, test = talk.talk_split([f for f in facts if f.asked], stream(seed, "talk"), TALK_TRAIN, TALK_TEST)
     yield "sft/pocket_talk_train.jsonl", train
     yield "sft/pocket_talk_test.jsonl", test
+    kinds = program_families.TRAIN_FAMILIES
+    for split, n in (("train", CODE_TRAIN), ("test", CODE_TEST)):
+        made = programs.draw_programs(kinds, stream(seed, "code/" + split), split == "test", n)
+        yield f"code/{split}.jsonl", [program.row() for program in made]
 
 
 def _problems(kinds: tuple[problems.Family, ...], seed: int, split: str, n: int) -> list[dict]:
