@@ -82,10 +82,11 @@ def preset_values(config_class: type, preset: dict[str, Any], section: str, path
     fields = {f.name: hints[f.name] for f in dataclasses.fields(config_class)}
     has_tables = any(isinstance(v, dict) for v in preset.values())
     if has_tables:
+        scripts = {str(stage).split()[0] for stage in preset.get("stages", ()) if str(stage).strip()}
         for key, value in preset.items():
             if not isinstance(value, dict) and key not in ("preset", "stages"):
                 raise UserError(f"{path}: '{key}' stands outside any table: move it into [all] or [{section}]")
-            if section not in preset and difflib.get_close_matches(key, [section]):
+            if section not in preset and key not in scripts and difflib.get_close_matches(key, [section]):
                 raise UserError(f"{path}: unknown table [{key}]; did you mean [{section}]?")
     own = preset.get(section, {}) if has_tables else preset
     shared = {k: v for k, v in preset.get("all", {}).items() if k in fields} if has_tables else {}

@@ -190,22 +190,26 @@ class Branches:
     """
 
     def __init__(self, trunk: KVCache, branch: Tensor, place: Tensor):
-        self.trunk, self.branch, self.place, self.used = trunk, branch, place, trunk.used
+        self.trunk, self.branch, self.place = trunk, branch, place
+        self._end = int(self.positions(0).max()) + 1
 
     def positions(self, T: int) -> Tensor:
         return self.trunk.lengths[:, None] + self.place
 
-    def mask(self, positions: Tensor, n_keys: int) -> Tensor:
-        """The keys of its own trunk, then those of its own branch up to itself: (B, 1, Q, used + Q)."""
+    def end(self, T: int) -> int:
+        return self._end  # not beyond the context, however many branches stand in a row
+
+    def mask(self, positions: Tensor) -> Tensor:
+        """The keys of its own trunk, then those of its own branch up to itself: (B, 1, Q, longest trunk + Q)."""
         B, Q = self.branch.shape
-        trunk = cache_mask(self.trunk.lengths[:, None] - 1, self.used).expand(B, 1, Q, self.used)
+        trunk = cache_mask(self.trunk.lengths[:, None] - 1, self.trunk.used).expand(B, 1, Q, self.trunk.used)
         own = (self.branch[:, :, None] == self.branch[:, None, :]).tril()[:, None]
         return torch.cat([trunk, own], dim=-1)
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the trunks, then of the branches: (B, H_kv, used + Q, D). Nothing is kept."""
+        """Keys and values of the trunks, then of the branches: (B, H_kv, longest trunk + Q, D). Nothing is kept."""
         B = k.size(0)
-        keys, values = self.trunk.store[:, layer_idx, :B, :, : self.used]
+        keys, values = self.trunk.store[:, layer_idx, :B, :, : self.trunk.used]
         return torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
 
     def advance(self, T: int) -> None:

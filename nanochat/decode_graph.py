@@ -43,15 +43,14 @@ class FixedCache:
     def __init__(self, store: Tensor, lengths: Tensor):
         self.store, self.lengths = store, lengths  # (2, layers, B, H_kv, keys, D), (B,)
 
-    @property
-    def used(self) -> int:
-        return self.store.size(4) - 1
+    def end(self, T: int) -> int:
+        return self.store.size(4)
 
     def positions(self, T: int) -> Tensor:
         return self.lengths[:, None]  # (B, 1)
 
-    def mask(self, positions: Tensor, n_keys: int) -> Tensor:
-        return cache_mask(positions, n_keys)
+    def mask(self, positions: Tensor) -> Tensor:
+        return cache_mask(positions, self.end(1))
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, H_kv, 1, D) at the rows' lengths; return all keys and values (B, H_kv, keys, D)."""

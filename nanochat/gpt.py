@@ -30,10 +30,9 @@ if TYPE_CHECKING:  # the engine is a floor above: the model knows only the shape
     from typing import Protocol
 
     class Cache(Protocol):
-        @property
-        def used(self) -> int: ...
+        def end(self, T: int) -> int: ...
         def positions(self, T: int) -> Tensor: ...
-        def mask(self, positions: Tensor, n_keys: int) -> Tensor | None: ...
+        def mask(self, positions: Tensor) -> Tensor | None: ...
         def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
         def advance(self, T: int) -> None: ...
 
@@ -195,6 +194,7 @@ class GPT(nn.Module):
         angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
         return angles.cos()[None, :, None, :], angles.sin()[None, :, None, :]
 
+    @torch.inference_mode(False)  # whoever makes it grow: a tensor made in that mode would be of no use in training
     def _grow_rotary(self, seq_len: int) -> None:
         self.cos, self.sin = self._precompute_rotary_embeddings(seq_len, self.config.head_dim)
 
@@ -267,7 +267,7 @@ class GPT(nn.Module):
         """What the blocks make of `idx` (B, T), before the last norm and the head: (B, T, n_embd). See `forward`."""
         T = idx.size(1)
         positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
-        needed = T if kv_cache is None else kv_cache.used + T
+        needed = T if kv_cache is None else kv_cache.end(T)
         if needed > self.cos.size(1):
             self._grow_rotary(max(needed, 2 * self.cos.size(1)))
         if positions is None:
@@ -275,7 +275,7 @@ class GPT(nn.Module):
             mask = document_mask(doc) if doc is not None and doc.dim() == 2 else doc
         else:
             cos, sin = self.cos[0, positions], self.sin[0, positions]  # (B, T, 1, D/2)
-            mask = kv_cache.mask(positions, needed)
+            mask = kv_cache.mask(positions)
         cos_sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
 
         x = norm(self.transformer.wte(idx).to(self.compute_dtype))  # (B, T, C)

@@ -62,12 +62,16 @@ class KVCache:
         """Where the next T tokens of each row will stand: (B, T). `lengths=[7, 5], T=2 -> [[7, 8], [5, 6]]`"""
         return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
 
-    def mask(self, positions: Tensor, n_keys: int) -> Tensor | None:
-        """Who may see whom, for `attend`: the next tokens stand at `positions` (B, T) and will be among `n_keys` keys.
+    def end(self, T: int) -> int:
+        """One past the last position when T tokens more have come."""
+        return self.used + T
+
+    def mask(self, positions: Tensor) -> Tensor | None:
+        """Who may see whom, for `attend`, when the next tokens stand at `positions` (B, T).
 
         In an empty cache that is plain causal attention, for which there are faster kernels than with a mask.
         """
-        return cache_mask(positions, n_keys) if self.used else None
+        return cache_mask(positions, self.end(positions.size(1))) if self.used else None
 
     def insert_kv(self, layer_idx: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, H_kv, T, D) behind each row of this layer; return all keys and values (B, H_kv, used + T, D).

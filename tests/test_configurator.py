@@ -64,6 +64,8 @@ def test_a_misspelt_table_is_not_passed_over(tmp_path):
     with pytest.raises(UserError, match=r"\[base_trian\]; did you mean \[base_train\]"):
         parse(Config, [str(preset)], "base_train")
     assert parse(Config, [str(preset)], "elsewhere") == Config()
+    preset.write_text('stages = ["base_loss", "base_eval --depth=2"]\n[base_eval]\ndepth = 1\n', encoding="utf-8")
+    assert parse(Config, [str(preset)], "base_loss") == Config()  # much alike, and both are stages
 
 
 def test_unknown_flag_is_refused_with_the_nearest_name():

@@ -19,8 +19,8 @@ REAL = os.environ.get("NANOCHAT_TEST_DATA")
 
 PRESET = """
 preset = "tiny"
-stages = ["tok_train", "tok_eval", "base_train", "base_loss", "mid_train", "chat_eval --source=mid", "chat_sft",
-          "chat_eval --source=sft", "report"]
+stages = ["tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "mid_train", "chat_eval --source=mid",
+          "chat_sft", "chat_eval --source=sft", "report"]
 [all]
 data = "{data}"
 compile = false
@@ -39,6 +39,10 @@ depth = 1
 max_seq_len = 128
 head_dim = 32
 save_every = 3
+core_metric_every = 3
+core_metric_max_per_task = 2
+[base_eval]
+max_per_task = 4
 {tables}
 """
 
@@ -68,6 +72,11 @@ def test_all_stages_on_the_pocket_world(pocket_base, tmp_path):
     card = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert card["preset"] == "tiny" and card["wall_seconds"] > 0
     assert all(card["stages"][s]["seconds"] > 0 for s in ("tok_train", "base_train", "mid_train", "chat_sft"))
+    base_metrics = card["metrics"]["base"]
+    assert len(base_metrics) == 7 and all(m["n"] == 4 and m["data"] == "pocket" for m in base_metrics.values())
+    assert -1 < card["stages"]["base_eval"]["core"] < 1 and Path(card["stages"]["base_eval"]["csv"]).is_file()
+    curve = json.loads((pocket_base / "report" / "base_train.json").read_text(encoding="utf-8"))["core_curve"]
+    assert curve["step"] == [3, 6] and all(-1 < value < 1 for value in curve["core"])
     tasks = {"identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "calculator"}
     for stage in ("mid", "sft"):
         assert set(card["metrics"][stage]) == tasks
