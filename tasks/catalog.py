@@ -23,6 +23,7 @@ from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON, LessonsJSON
 from tasks.documents import Documents
 from tasks.gsm8k import GSM8K
+from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
 from tasks.rows import task_dir
 from tasks.smoltalk import SmolTalk
@@ -39,6 +40,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "arc_easy": lambda split, **kw: ARC("ARC-Easy", split, **kw),
     "arc_challenge": lambda split, **kw: ARC("ARC-Challenge", split, **kw),
     "gsm8k": lambda split, **kw: GSM8K("main", split, **kw),
+    "humaneval": lambda split, **kw: HumanEval(split, **kw),
     "spellingbee": lambda split, **kw: SpellingBee(split=split, **kw),
     "simplespelling": lambda split, **kw: SimpleSpelling(split=split, **kw),
     "documents": lambda split, **kw: Documents(split=split, **kw),

@@ -9,10 +9,12 @@ There is nothing to run here; `python -m tasks.catalog gsm8k` shows rows.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
 import reprlib
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -29,6 +31,7 @@ from nanochat.hub import HubFile, Listing, fetch, list_files, what_is_wrong
 
 Row = dict[str, Any]
 Check = Callable[[Any], None]  # raises BadRow
+MAX_UNPACKED = 256 << 20  # bytes in a .gz file of rows: a thousandth of it can unpack to all memory there is
 
 
 class BadRow(UserError):
@@ -90,33 +93,54 @@ def load_jsonl(path: str | Path, check: Check | None = None) -> Rows:
     """The rows of a JSON Lines file; blank lines are skipped. Whatever is wrong with a line names file and line.
 
     Lines end at b"\\n" only: JSON strings may hold U+2028 and other things that `str.splitlines` breaks at. A key that
-    stands twice in one object is refused: of two lists of "messages" JSON would keep the second without a word.
+    stands twice in one object is refused: of two lists of "messages" JSON would keep the second without a word. Where
+    there is no such file but one with .gz behind its name, that is read.
     """
     path = Path(path)
+    if not path.is_file() and (packed := path.with_name(path.name + ".gz")).is_file():
+        path = packed
     if not path.is_file():
-        found = ", ".join(sorted(p.name for p in path.parent.glob("*.jsonl"))) or "nothing of the kind"
+        found = ", ".join(sorted(p.name for p in path.parent.glob("*.jsonl*"))) or "nothing of the kind"
         raise UserError(f"{path} is missing (the folder has: {found}): put it there, or choose another --data or split")
     rows, digest = [], hashlib.sha256()
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, start=1):
-            digest.update(line)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
-                if check is not None:
-                    check(row)
-            except UnicodeDecodeError as e:  # a ValueError too, so it must come first
-                raise UserError(f"{path}:{number}: byte {e.start} is not UTF-8: save the file as UTF-8") from e
-            except json.JSONDecodeError as e:  # its own text counts lines within this one
-                raise UserError(f"{path}:{number}: not JSON: {e.msg} at character {e.pos + 1}: mend or remove this line"
-                                ) from e
-            except (BadRow, ValueError, RecursionError) as e:
-                raise UserError(f"{path}:{number}: {e}: mend or remove this line") from e
-            rows.append(row)
+    for number, line in enumerate(_lines(path), start=1):
+        digest.update(line)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_object)
+            if check is not None:
+                check(row)
+        except UnicodeDecodeError as e:  # a ValueError too, so it must come first
+            raise UserError(f"{path}:{number}: byte {e.start} is not UTF-8: save the file as UTF-8") from e
+        except json.JSONDecodeError as e:  # its own text counts lines within this one
+            raise UserError(f"{path}:{number}: not JSON: {e.msg} at character {e.pos + 1}: mend or remove this line"
+                            ) from e
+        except (BadRow, ValueError, RecursionError) as e:
+            raise UserError(f"{path}:{number}: {e}: mend or remove this line") from e
+        rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows: write at least one, or choose another file")
     return Rows(rows, digest.hexdigest()[:16])
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, or of what a .gz file unpacks to; the latter bounded."""
+    if path.suffix != ".gz":
+        with open(path, "rb") as f:
+            yield from f
+        return
+    left = MAX_UNPACKED
+    try:
+        with gzip.open(path, "rb") as f:
+            while line := f.readline(left + 1):
+                left -= len(line)
+                if left < 0:
+                    raise UserError(f"{path} unpacks to more than {MAX_UNPACKED:,} bytes: unpack it yourself (gunzip) "
+                                    "if it is what you want")
+                yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise UserError(f"{path} is not a whole gzip file ({e}): get it again") from e
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -51,10 +51,12 @@ NAMES = {
         "evaluate_task evaluate_example forward_model render_prompts_mc render_prompts_schema render_prompts_lm"
     ),
     "nanochat.configurator": "main",
+    "nanochat.execution": "execute_code",
     "tasks.common": "Task TaskMixture TaskSequence Task.eval_type Task.num_examples Task.get_example Task.evaluate",
     "tasks.mmlu": "MMLU",
     "tasks.arc": "ARC",
     "tasks.gsm8k": "GSM8K",
+    "tasks.humaneval": "HumanEval",
     "tasks.smoltalk": "SmolTalk",
     "tasks.spellingbee": "SpellingBee SimpleSpelling",
     "tasks.customjson": "CustomJSON",
@@ -73,8 +75,6 @@ NAMES = {
 # (module, names): the piece of work that brings them.
 TO_COME = {
     ("scripts.chat_rl", "main"): "reinforcement learning",
-    ("nanochat.execution", "execute_code"): "HumanEval and the sandbox",
-    ("tasks.humaneval", "HumanEval"): "HumanEval and the sandbox",
 }
 
 SPECIAL = "bos user_start user_end assistant_start assistant_end python_start python_end output_start output_end"

@@ -54,6 +54,9 @@ def write_jsonl(path: Path, rows: list) -> Path:
     return path
 
 
+SPLITS = {"humaneval": ("test",)}  # (tests/test_humaneval.py)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     """A small folder with every part of the layout, train and test."""
@@ -73,6 +76,11 @@ def data(tmp_path_factory) -> str:
             rows = [talk(f"{name} {i}?", f"It is {i}.", answer=[str(i)]) for i in range(5)]
             write_jsonl(root / f"{name}/{split}.jsonl", rows)
     write_jsonl(root / "sft/chat.jsonl", chat)
+    write_jsonl(root / "humaneval/HumanEval.jsonl", [
+        {"task_id": f"test/{i}", "prompt": f"def f(x):\n    \"\"\" x plus {i}? \"\"\"\n", "entry_point": "f",
+         "canonical_solution": f"    return x + {i}\n",
+         "test": f"def check(candidate):\n    assert candidate(1) == {i + 1}\n"}
+        for i in range(5)])
     (root / "words").mkdir()
     (root / "words/words_alpha.txt").write_text("\n".join(SHORT_WORDS), encoding="utf-8")
     return str(root)
@@ -216,8 +224,11 @@ def check_grading(task: Task) -> int:
     return answers
 
 
+NOT_GRADED_HERE = ("smoltalk", "documents", "code", "humaneval")  # the last in tests/test_humaneval.py
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("smoltalk", "documents", "code")])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in NOT_GRADED_HERE])
 def test_gold_is_right_and_what_is_mangled_is_wrong(name, split, data):
     task = make_task(name, data, split, stop=20)
     assert len(task) > 0 and task.eval_type in ("categorical", "generative")
@@ -590,7 +601,7 @@ def test_documents_come_from_their_split_and_are_as_many_as_asked_for(tmp_path):
 
 def test_every_name_makes_a_task_and_unknown_ones_suggest(data):
     for name in TASKS.keys() - {"documents"}:  # the folder has no corpus
-        for split in ("train", "test"):
+        for split in SPLITS.get(name, ("train", "test")):
             assert len(make_task(name, data, split)) > 0
     assert isinstance(make_task("spelling_bee", data, "test"), SpellingBee)
     with pytest.raises(UserError, match="did you mean gsm8k"):
@@ -623,7 +634,8 @@ def test_a_fingerprint_is_another_when_the_rows_are(data, tmp_path):
     def made() -> dict[str, str]:
         load_words.cache_clear()
         tasks = {f"{name} {split}": make_task(name, str(folder), split)
-                 for name in TASKS if name != "world_mc" for split in ("train", "test")}  # (that one reads ARC's files)
+                 for name in TASKS if name != "world_mc"  # (that one reads ARC's files)
+                 for split in SPLITS.get(name, ("train", "test"))}
         tasks |= {"slice": make_task("gsm8k", str(folder), "train", stop=3),
                   "other slice": make_task("gsm8k", str(folder), "train", start=3),
                   "more words": make_task("spellingbee", str(folder), "train", size=7),
@@ -683,7 +695,7 @@ def test_the_pocket_corpus_writes_as_the_tasks_do():
     assert binding.as_question("Which?", ["cup", "river"], 1) == render_mc("Which?", ["cup", "river"]) + "\nB"
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in SPLITS])
 def test_every_task_runs_on_the_pocket_world(name, pocket_base, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(pocket_base))
     train, test = make_task(name, "pocket", "train"), make_task(name, "pocket", "test")
