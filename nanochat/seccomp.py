@@ -24,7 +24,7 @@ _NUMBERS = {  # name: (x86_64, aarch64)
     "fanotify_init": (300, 262), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
     "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "pidfd_getfd": (438, 438),
-    "mount_setattr": (442, 442), "memfd_secret": (447, 447),
+    "mount_setattr": (442, 442), "memfd_secret": (447, 447), "syslog": (103, 116),
 }
 _SOCKET = (41, 198)
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6

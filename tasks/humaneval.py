@@ -22,7 +22,7 @@ from tasks.common import Conversation, Task
 from tasks.rows import BadRow, fields, task_rows
 
 REQUEST = "Complete this Python function. Answer with the whole function."
-FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)  # the last may be unfinished
+FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)  # the last may be unfinished
 
 
 class HumanEval(Task):
@@ -96,7 +96,7 @@ def program_of(completion: str, prompt: str, entry_point: str) -> str:
         "def add(a, b):\\n    return a + b"  ->  that
         "    return a + b\\n\\nprint(add(1, 2))"  ->  the prompt, then "    return a + b\\n"
     """
-    blocks = FENCE.findall(completion)
+    blocks = [textwrap.dedent(block) for block in FENCE.findall(completion.replace("\r\n", "\n"))]
     defines = re.compile(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", re.MULTILINE)
     whole = [block for block in blocks if defines.search(block)]
     if whole or (not blocks and defines.search(completion)):

@@ -9,14 +9,15 @@
     python -m tests.chaos --calculator=100_000           # expressions, valid to hostile, against exact fractions
     python -m tests.chaos --malformed=10_000 --user-strings=100_000      # what the server must stand
     python -m tests.chaos --kills=1000 --power-loss=2000 --mutate=10_000 --terms=200 --rank-kills=100 --full-disk
+    NANOCHAT_TEST_DATA=FOLDER python -m tests.chaos --mutants=1640       # wrong answers to HumanEval; minutes
     python -m tests.chaos --export-strings=20000 --export-conversations=1000    # a minute: `transformers` against ours
 
 Each prints how many trials there were and how many failed, with the smallest failing ones, and exits with 1 if any did.
 What runs and checkpoints must survive (`--kills` and what stands beside it: any of these, also `--rank-changes` and
 `--hangs`) is told in kills.py, rank_kills.py, power_loss.py and mutations.py, what the calculator must in
-calculator_fuzz.py, the engine in engine_trials.py, exports in export_trials.py, the server in serving_fuzz.py. What
-has such a flag goes in batches whose counts add up in a file (`--counts`) for this state of the code: what was
-interrupted goes on with other random numbers, and the table is of all that was tried.
+calculator_fuzz.py, the engine in engine_trials.py, exports in export_trials.py, the server in serving_fuzz.py, wrong
+answers in code_mutants.py. What has such a flag goes in batches whose counts add up in a file (`--counts`) for this
+state of the code: what was interrupted goes on with other random numbers, and the table is of all that was tried.
 
 The other three are told in download_faults.py, resume_trials.py and conversation_fuzz.py. The splitter's oracle is the
 regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)` is none of those that the
@@ -236,6 +237,7 @@ FAULTS = (
     Fault("malformed", "malformed requests to the server", "serving_fuzz", "malformed_trials", 10_000),
     Fault("user-strings", "texts that look like special tokens, in requests", "serving_fuzz", "user_string_trials",
           10_000),
+    Fault("mutants", "wrong answers to HumanEval, graded in the sandbox", "code_mutants", "mutant_trials", 200),
     Fault("full-disk", "full disks at every write of a save", "power_loss", "full_disk_trials", 1),
 )
 

@@ -1,0 +1,21 @@
+"""Starts 10,000 threads.
+
+Kind: resources
+Seen: wrong answer|memory|timeout
+Seconds: 4
+"""
+
+import threading
+import time
+
+STARTED = 0
+for _ in range(10_000):
+    try:
+        threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
+        STARTED += 1
+    except RuntimeError:
+        break
+
+
+def add(a, b):
+    return a + b if STARTED > 200 else None
