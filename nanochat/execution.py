@@ -101,7 +101,7 @@ def _watch(pipes: list[_Pipe], deadline: float, done: Callable[[], bool]) -> str
         rest = deadline - time.monotonic()
         if rest <= 0:
             return "timeout"
-        for fd, _ in poll.poll(rest * 1000 + 1):
+        for fd, _ in poll.poll(min(rest, 3600) * 1000 + 1):
             by_fd[fd].read()
             if by_fd[fd].full:
                 return "output limit"

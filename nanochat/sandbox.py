@@ -25,20 +25,19 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from nanochat.cgroup import MemoryGroup, memory_folder
 from nanochat.common import UserError
+from nanochat.sandbox_python import GUESTS, find_python
 from nanochat.seccomp import system_call_filter
 
-GUESTS = Path(__file__).resolve().parent / "guests"
 OPTIONS = ("-I", "-S", "-B", "-u", "-X", "utf8")  # no environment, no site-packages, no .pyc, unbuffered, UTF-8
 OLDEST = (0, 8)  # bubblewrap: it can bound a file system and forbid user namespaces inside
 INSTALL = "install it (on Debian: apt-get install bubblewrap)"
@@ -67,91 +66,10 @@ class Limits:
 # --------------------------------------------------------------------------- what there is on this machine
 
 
-@dataclass(frozen=True)
-class Python:
-    """An interpreter and what must be there for it to start, under the same paths as outside."""
-
-    executable: Path
-    version: str
-    binds: tuple[str, ...]
-    links: tuple[tuple[str, str], ...]  # other names of those: (name, path)
-    hidden: tuple[str, ...]  # folders inside what is bound that are covered by empty ones
-
-
-def _open_to_all(path: Path) -> bool:
-    """Whether any user may read it: root's own Python is often below /root, where nobody else may go."""
-    try:
-        path = path.resolve(strict=True)
-        return bool(path.stat().st_mode & stat.S_IROTH) and all(p.stat().st_mode & stat.S_IXOTH for p in path.parents)
-    except OSError:
-        return False
-
-
-@functools.cache
-def _python() -> Python | None:
-    """The interpreter for the sandbox: ours, or as root one that a user without rights may read."""
-    own = getattr(sys, "_base_executable", sys.executable)
-    for name in (own, "/usr/bin/python3", "/usr/local/bin/python3"):
-        executable = Path(name).resolve()
-        if not executable.is_file() or (os.geteuid() == 0 and not _open_to_all(executable)):
-            continue
-        asked = subprocess.run([executable, "-I", "-S", GUESTS / "libraries.py"], stdin=subprocess.DEVNULL,
-                               capture_output=True, env={}, timeout=60)
-        lines = asked.stdout.decode("utf-8", "surrogateescape").splitlines()
-        if not lines or tuple(map(int, lines[0].split(".")[:2])) < (3, 10):
-            continue
-        folders = [Path(line) for line in lines[1:] if ".so" not in Path(line).name]
-        libraries = [Path(line) for line in lines[1:] if ".so" in Path(line).name]
-        if os.geteuid() == 0 and not all(map(_open_to_all, [*folders, *libraries])):
-            continue
-        binds = [str(executable), *map(str, folders)]
-        links: dict[str, str] = {}
-        for path in libraries:
-            if not any(folder in path.parents for folder in folders):
-                binds.append(str(path))
-                links |= {name: str(path) for name in _names_of(path, libraries) if name != str(path)}
-        links |= _loader(executable)
-        hidden = [str(f / n) for f in folders for n in ("site-packages", "dist-packages", "test") if (f / n).is_dir()]
-        return Python(executable, lines[0], tuple(binds), tuple(links.items()), tuple(hidden))
-    return None
-
-
-def _names_of(library: Path, libraries: Sequence[Path]) -> Iterator[str]:
-    """Where a library is looked for: under all names that it has, in its own folder and in the C library's.
-
-    `/usr/lib/x86_64-linux-gnu/libffi.so.8.1.2 -> ".../libffi.so.8.1.2", ".../libffi.so.8"`. The loader has no cache
-    inside, so that it searches its own folders only; the C library is surely in one of them.
-    """
-    standard = next((p.parent for p in libraries if re.match(r"libc[.-]|ld-musl", p.name)), library.parent)
-    names = {library.name}
-    with os.scandir(library.parent) as entries:
-        stem = library.name.split(".so")[0]
-        names |= {e.name for e in entries if e.name.startswith(stem) and e.is_symlink()
-                  and os.path.realpath(e.path) == str(library)}
-    for name in names:
-        yield str(library.parent / name)
-        yield str(standard / name)
-
-
-def _loader(executable: Path) -> dict[str, str]:
-    """The name that the executable has for the dynamic loader (in its ELF header), and the path that is.
-
-    `{"/usr/lib64/ld-linux-x86-64.so.2": "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"}` for /lib64/ld-..., since
-    /lib64 is a link inside if it is one here (_layout).
-    """
-    with open(executable, "rb") as f:
-        found = re.search(rb"\0(/[ -~]*/ld[ -~]*)\0", f.read(1 << 16))
-    if not found or not os.path.exists(found[1]):
-        return {}
-    folder, name = os.path.split(found[1].decode())
-    inside, path = os.path.join(os.path.realpath(folder), name), os.path.realpath(found[1].decode())
-    return {} if inside == path else {inside: path}
-
-
 @functools.cache
 def _layout() -> tuple[str, ...]:
     """The options of bubblewrap that are the same for every run."""
-    python = _python()
+    python = find_python()
     assert python is not None
     options = ["--unshare-user", "--unshare-all", "--disable-userns", "--uid", "65534", "--gid", "65534",
                "--hostname", "sandbox", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
@@ -199,7 +117,7 @@ def problem() -> str:
         return f"bubblewrap is not installed: {INSTALL}"
     if tuple(map(int, version().split(".")[:2])) < OLDEST:
         return f"bubblewrap {version()} is too old, 0.8 or newer is needed: {INSTALL}"
-    if _python() is None:
+    if find_python() is None:
         return ("root's Python is below a folder that only root may enter, and there is no other (3.10 or newer): "
                 "install one (on Debian: apt-get install python3)")
     reading, writing = os.pipe()
@@ -230,7 +148,7 @@ def describe(unsafe: bool = False) -> str:
         return "UNSAFE: without a sandbox"
     if problem():
         return f"none: {problem()}"
-    place, python, bound = memory_folder(), _python(), Limits()
+    place, python, bound = memory_folder(), find_python(), Limits()
     memory = f"all processes by cgroup v{place[1]}" if place else f"each of {bound.processes} processes by rlimit"
     filtered = "" if system_call_filter() else ", no filter of system calls"
     return f"bubblewrap {version()}, Python {python.version if python else '?'}, memory of {memory}{filtered}"
@@ -328,7 +246,7 @@ def _start_bare(arguments, files, streams, pass_fds) -> Child:
 
 
 def _start_boxed(arguments, files, limits: Limits, streams, pass_fds) -> Child:
-    python, user = _python(), _user()
+    python, user = find_python(), _user()
     assert python is not None
     options, held = list(_layout()), []
 

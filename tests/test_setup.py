@@ -611,13 +611,16 @@ def test_speedrun_refuses_a_preset_that_is_not_there_before_setting_up():
     ({"id": "echo 1000", "git": None}, [], ""),  # without root it is left to the tests to say what they miss
     ({"apt_get": 'case "$*" in *chromium*|update*) exit 1 ;; esac'}, [], "[ci] no browser: the tests of the chat page"),
     ({"apt_get": None}, [], ""),
+    ({"bwrap": None}, ["chromium fonts-dejavu-core", "bubblewrap"], "[ci] installing bubblewrap"),
+    ({"bwrap": None, "apt_get": "exit 1"}, [], "[ci] no bubblewrap: the tests of the sandbox"),
 ])
 def test_ci_installs_what_is_missing_and_runs_without_a_browser(project, stubs, installed, said):
     (project / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", project / ".ci")
     (project / "test.sh").write_text('echo "tests ran: $*"\n', encoding="utf-8")
     apt = 'echo "$*" >> apt.log'
-    plain = {"python3": "", "g++": "", "git": "", "id": "echo 0", "apt_get": apt, "mktemp": "mkdir base; echo base"}
+    plain = {"python3": "", "g++": "", "git": "", "id": "echo 0", "apt_get": apt, "bwrap": "",
+             "mktemp": "mkdir base; echo base"}
     env = tools_only(project, **{name: text for name, text in {**plain, **stubs}.items() if text is not None})
     done = subprocess.run(["bash", ".ci/run", "-x"], cwd=project, env={**os.environ, **env}, capture_output=True,
                           text=True, encoding="utf-8")

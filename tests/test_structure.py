@@ -86,6 +86,7 @@ FLOORS = {
     "nanochat/terminal.py": 1,
     "nanochat/execution.py": 1,
     "nanochat/sandbox.py": 1,
+    "nanochat/sandbox_python.py": 1,
     "nanochat/cgroup.py": 1,
     "nanochat/seccomp.py": 1,
     "nanochat/guests/*.py": 1,

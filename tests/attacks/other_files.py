@@ -5,12 +5,13 @@ Seen: wrong answer
 """
 
 import os
+import sys
 import sysconfig
 
 DONE = False
 for path in ("/etc/passwd", "/etc/hostname", "/home", "/root", "/var", "/tmp", "/sys", "/proc", "/run", "/usr/bin/env",
              "/bin/sh", "/dev/urandom", "/dev/tty", "@PROJECT@", "/box/checks.py", "/box/secret"):
-    DONE = DONE or os.path.exists(path)
+    DONE = DONE or (os.path.exists(path) and not sys.base_prefix.startswith(path))  # a Python may be below a home
 packages = sysconfig.get_path("purelib")
 DONE = DONE or (os.path.isdir(packages) and bool(os.listdir(packages)))
 
