@@ -17,6 +17,8 @@ import functools
 import itertools
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def _own_folders() -> list[tuple[Path, int]]:
 
 @functools.cache
 def memory_folder() -> tuple[Path, int] | None:
-    """`(folder, version)` where a group with a bound can be made (one is, and removed again), or None."""
+    """`(folder, version)` where a group with a bound can be made and filled (one is, and removed again), or None."""
     for own, version in _own_folders():
         for folder in (own, own.parent):
             if version == 2:
@@ -72,12 +74,28 @@ def memory_folder() -> tuple[Path, int] | None:
                 if "memory" not in passed_on:
                     continue
             _sweep(folder)
-            try:
-                MemoryGroup((folder, version), 64 << 20).remove()
-            except OSError:
-                continue
-            return folder, version
+            if _works((folder, version)):
+                return folder, version
     return None
+
+
+def _works(place: tuple[Path, int]) -> bool:
+    """Whether a process can be put into a group there: to make one is often allowed where to fill it is not."""
+    try:
+        group = MemoryGroup(place, 64 << 20)
+    except OSError:
+        return False
+    command = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            group.add(process.pid)
+            return True
+        except OSError:
+            return False
+        finally:
+            process.kill()
+            process.wait()
+            group.remove()
 
 
 def _sweep(folder: Path) -> None:

@@ -223,7 +223,6 @@ class _Trial:
         children: list[Child] = []
         try:
             try:
-                # the judge has no child processes and makes what the tests make: its own limits are enough for it
                 children.append(start(
                     "judge.py", [str(self.verdict.writing)],
                     {"checks.py": tests, "secret": self.secret.encode()}, self.limits, stdin=replies, stdout=calling,

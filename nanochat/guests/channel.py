@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections import Counter, OrderedDict, defaultdict
 from itertools import chain
 
@@ -212,7 +213,11 @@ def confine(limits: str) -> None:
         bound = resource.getrlimit(which)[1]
         if bound != resource.RLIM_INFINITY:
             soft, hard = min(soft, bound), min(hard, bound)
-        resource.setrlimit(which, (soft, hard))
+        try:
+            resource.setrlimit(which, (soft, hard))
+        except (ValueError, OSError):
+            if sys.platform == "linux":  # elsewhere there is no sandbox anyway, and macOS knows no RLIMIT_AS
+                raise
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
