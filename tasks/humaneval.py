@@ -21,7 +21,6 @@ from nanochat.execution import Limits, Verdict, require, run_tests
 from tasks.common import Conversation, Task
 from tasks.rows import BadRow, fields, task_rows
 
-REQUEST = "Complete this Python function. Answer with the whole function."
 FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)  # the last may be unfinished
 
 
@@ -53,11 +52,13 @@ class HumanEval(Task):
         return len(self.rows)
 
     def get_example(self, index: int) -> Conversation:
-        """Question and answer hold code in the fence in which chat models write it; `"problem"` is for the grader."""
+        """Code stands in the fence in which chat models write it, in the question and in the answer, as in the pocket
+        world's task "code", which teaches it. `"problem"` is for the grader.
+        """
         row = self.rows[index]
         return {
             "messages": [
-                {"role": "user", "content": f"{REQUEST}\n\n{fenced(row['prompt'])}"},
+                {"role": "user", "content": f"Complete this Python function:\n{fenced(row['prompt'])}"},
                 {"role": "assistant", "content": fenced(row["prompt"] + row["canonical_solution"])},
             ],
             "problem": {key: row[key] for key in ("prompt", "entry_point", "canonical_solution", "test")},
@@ -76,7 +77,8 @@ class HumanEval(Task):
 
 def fenced(code: str) -> str:
     """``"x = 1\\n" -> "```python\\nx = 1\\n```"``"""
-    return f"```python\n{code.strip()}\n```"
+    code = code.strip("\n")
+    return f"```python\n{code}\n```"
 
 
 def tests_of(problem: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from nanochat import sandbox
 from nanochat.common import UserError
+from nanochat.pocket import programs
 from tasks import humaneval, rows
 from tasks.humaneval import HumanEval, program_of
 from tests.test_task_rows import fetched_before
@@ -53,9 +54,23 @@ def of(task: HumanEval, name: str) -> dict:
 
 def test_a_conversation_asks_for_the_function_and_answers_with_all_of_it(task):
     user, assistant = of(task, "up")["messages"]
-    assert user["content"].endswith("\n\n```python\ndef up(s):\n    '''Upper case.'''\n```")
+    assert user["content"] == "Complete this Python function:\n```python\ndef up(s):\n    '''Upper case.'''\n```"
     assert assistant["content"] == "```python\ndef up(s):\n    '''Upper case.'''\n    return s.upper()\n```"
     assert (len(task), task.eval_type, task.published) == (2, "generative", True)
+
+
+def test_the_pocket_world_teaches_the_same_form(tmp_path):
+    program = programs.Program("up", (), "up", OTHER["prompt"], OTHER["canonical_solution"], OTHER["test"])
+    [conversation] = HumanEval(data=write(tmp_path / "humaneval/HumanEval.jsonl", [program.problem(0)]))
+    assert conversation["messages"] == program.row()["messages"]
+
+
+@needs_box
+def test_the_pocket_worlds_own_answers_are_right(pocket_base, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(pocket_base))
+    task = HumanEval(stop=5)
+    assert len(HumanEval()) >= 100
+    assert all(task.evaluate(conversation, conversation["messages"][-1]["content"]) for conversation in task)
 
 
 def test_the_packed_file_is_the_same(tmp_path, task):

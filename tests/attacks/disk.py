@@ -1,7 +1,7 @@
 """Fills the disk.
 
 Kind: resources
-Seen: wrong answer|memory|gone
+Seen: wrong answer
 """
 
 WRITTEN = 0

@@ -8,6 +8,7 @@ Seconds: 4
 import threading
 import time
 
+threading.stack_size(1 << 16)  # so that memory is no bound
 STARTED = 0
 for _ in range(10_000):
     try:
@@ -18,4 +19,4 @@ for _ in range(10_000):
 
 
 def add(a, b):
-    return a + b if STARTED > 200 else None
+    return a + b if STARTED > 20 else None
