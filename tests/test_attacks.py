@@ -23,10 +23,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import cgroup, sandbox
+from nanochat import cgroup
 from nanochat.execution import Limits, Verdict, run_tests
+from tests.box import needs_box
 
-pytestmark = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
+pytestmark = needs_box
 
 FOLDER = Path(__file__).parent / "attacks"
 SPARE = 16 << 20  # bytes that the parent may grow by

@@ -25,10 +25,10 @@ from nanochat.common import UserError
 from nanochat.execution import Limits, Verdict, execute_code, run_tests
 from nanochat.guests import channel
 from tests import code_mutants
+from tests.box import needs_box
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = os.environ.get("NANOCHAT_TEST_DATA")
-needs_box = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
 needs_real = pytest.mark.skipif(not REAL, reason="NANOCHAT_TEST_DATA names no folder with real data")
 
 TWICE = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(-3) == -6\n"
@@ -268,6 +268,11 @@ def test_a_bubblewrap_that_does_not_work_or_is_too_old_is_named(no_bubblewrap, t
     for function in (sandbox.version, sandbox.problem):
         function.cache_clear()
     assert "does not work here" in sandbox.problem()
+
+
+@needs_box
+def test_where_bubblewrap_works_so_does_the_sandbox():
+    assert sandbox.problem() == ""
 
 
 @needs_box

@@ -19,9 +19,8 @@ from nanochat.common import UserError
 from nanochat.pocket import programs
 from tasks import humaneval, rows
 from tasks.humaneval import HumanEval, program_of
+from tests.box import needs_box
 from tests.test_task_rows import fetched_before
-
-needs_box = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
 
 PROMPT = 'from typing import List\n\n\ndef helper(x):\n    return x + 1\n\n\ndef total(xs: List[int]) -> int:\n'
 PROMPT += '    """ Sum of helper(x).\n    >>> total([1, 2])\n    5\n    """\n'
