@@ -13,7 +13,7 @@ does not have, with a secret that it does not know. So a pass means that the rig
 What is *not* covered: a candidate that knows the tests by heart, and in `unsafe` mode one that attacks our own
 processes from outside of them (it has our rights there).
 
-There is nothing to run here: `python -m scripts.chat_eval --task=humaneval`.
+There is nothing to run here: `python -m scripts.chat_eval --tasks humaneval` grades a model by it.
 """
 
 from __future__ import annotations
