@@ -251,12 +251,24 @@ class Engine:
               temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 42,
               max_rows: int = MAX_ROWS) -> Generation:
         """Check the request and lay out its rows: `num_samples` for the first prompt, then for the second, ..."""
-        rows = self.make_rows(prompts, num_samples, max_tokens, Sampling(temperature, top_k, top_p), seed)
+        return self.begin(self.make_rows(prompts, num_samples, max_tokens, Sampling(temperature, top_k, top_p), seed),
+                          max_rows)
+
+    def begin(self, rows: list[RowState], max_rows: int = MAX_ROWS) -> Generation:
+        """Decode rows that `make_rows` has laid out: of several requests, if each is to have a seed of its own."""
         if max_rows < 1:
             raise UserError(f"max_rows={max_rows} is impossible: it must be at least 1")
+        self._refresh()
+        return Generation(self, rows, max_rows)
+
+    def _refresh(self) -> None:
         if self.forward.refresh():  # trained on since the last request
             self.prefixes = PrefixCache(self.prefixes.capacity)
-        return Generation(self, rows, max_rows)
+
+    def next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
+        """What the model expects right after each prompt: logits (len(prompts), V). Nothing is generated."""
+        self._refresh()
+        return self.forward(prompts, self.new_cache(len(prompts), max(map(len, prompts))))
 
     def make_rows(self, prompts: Sequence[list[int]], num_samples: int, max_tokens: int | None, sampling: Sampling,
                   seed: int) -> list[RowState]:

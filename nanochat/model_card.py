@@ -110,15 +110,16 @@ def _result_rows(stages: list[Stage], report: dict[str, dict]) -> Iterator[list[
     """`[what, figure, 95% interval, number of questions]`; only tests of the model itself, and the loss of its base."""
     for record in report.values():
         metrics = record.get("metrics") if _belongs(record, stages[-1]) else None
-        tries = (record.get("config") or {}).get("num_samples", 1)
         for task, m in metrics.items() if isinstance(metrics, dict) else ():
             if not isinstance(m, dict) or m.get("accuracy") is None:
                 continue
-            low, high = m.get("ci95") or (None, None)
-            interval = "" if low is None or high is None else f"{low:.1%} to {high:.1%}"
-            label = f"{task}, right in one of {tries} answers" if tries != 1 else task
-            yield [label + _pocket(m.get("data", data_label(record))), f"{m['accuracy']:.1%}", interval,
-                   f"{m['n']:,}" if m.get("n") is not None else ""]
+            count = f"{m['n']:,}" if m.get("n") is not None else ""
+            several = {k: found for k, found in (m.get("pass_at") or {}).items() if k != "1"}
+            figures = {task: m, **{f"{task}, right in one of {k} answers": found for k, found in several.items()}}
+            for label, found in figures.items():
+                low, high = found.get("ci95") or (None, None)
+                interval = "" if low is None or high is None else f"{low:.1%} to {high:.1%}"
+                yield [label + _pocket(m.get("data", data_label(record))), f"{found['accuracy']:.1%}", interval, count]
         loss_of = [stage for stage in stages if _belongs(record, stage)]
         if loss_of and isinstance(bpb := record.get("val_bpb"), float):
             size = record.get("val_bytes")

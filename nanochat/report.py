@@ -8,13 +8,18 @@ Keys of a stage's data that the card understands (all optional; other scalars ar
     config   dict       the resolved configuration
     seconds  float      wall time as the stage measured it (the speedrun's own measure wins)
     data     str        the source's name, or a folder (or config["data"]): "pocket" is shown beside every figure
-    metrics  dict       {task: {"accuracy": 0.91, "n": 200, "ci95": [0.86, 0.94]}}
+    metrics  dict       {task: {"accuracy": 0.91, "n": 200, "ci95": [0.86, 0.94]}}; also "ungraded" (answers that no
+                        grader could judge) and "pass_at" ({"8": {"accuracy": 0.95}}: one of 8 answers was right)
+    not_run  dict       {task: "why it could not run here"}: shown where its figure would be, never as 0%
+    incomplete  list    tasks that were still to be measured when this was written: the stage did not end
     *curve   dict       {"step": [0, 10], "loss": [6.9, 5.1], ...}: one line a series over "step"; None is a gap
     *bars    dict       {"groups": ["English", "code"], "series": {"ours": [4.1, 3.2], "GPT-2": [4.3, None]}}: a picture
                         of lying bars side by side; also "title" and "unit" (of the axis); None is a gap
     *table   dict       {"columns": {"text": "", "bytes": ","}, "rows": [["English", 845]]}: each column with the format
                         of its numbers ("" for text); also "title" above and "note" below; None is blank
     val_bpb  float      validation bits per byte (base_train, base_loss): shown on top
+    core     float      CORE (base_eval): shown on top
+    chatcore  float     ChatCORE (chat_eval_*): shown on top; "chatcore_tasks" lists the tasks whose mean it is
     samples  list       strings, or conversations {"messages": [{"role": "user", "content": "..."}]}
 Curves, bars, tables and samples are for the eye and stay out of `report.json`: what programs are to read has a key of
 its own. How the card looks is in `report_render.py`.
@@ -42,8 +47,8 @@ from nanochat.files import atomic_write
 from nanochat.report_render import SHOWN_KEYS, draw_pictures, render_markdown, shown
 
 # In the order in which they run. A stage that makes something outdates every stage after it; the others only look.
-STAGES = ("tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "mid_train", "chat_eval_mid", "chat_sft",
-          "chat_eval_sft", "chat_rl", "chat_eval_rl")
+STAGES = ("tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "chat_eval_base", "mid_train",
+          "chat_eval_mid", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl")
 MAKERS = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl")
 METRICS_OF = {"base_eval": "base", "chat_eval_base": "base", "chat_eval_mid": "mid", "chat_eval_sft": "sft",
               "chat_eval_rl": "rl"}
@@ -231,7 +236,7 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
     run = stages.get("speedrun", {})
     stale = stale_stages(stages)
     card: dict = {k: run.get(k) for k in ("preset", "wall_seconds", "peak_memory_bytes")}
-    card |= {"cost": None, "stages": {}, "metrics": {}}
+    card |= {"cost": None, "stages": {}, "metrics": {}, "chatcore": {}}
     if hourly_cost is not None and card["wall_seconds"] is not None:
         card["cost"] = round(card["wall_seconds"] / 3600 * hourly_cost, 2)
     for name, record in stages.items():
@@ -247,8 +252,11 @@ def summarize(stages: dict[str, dict], hourly_cost: float | None = None) -> dict
         if name in METRICS_OF and isinstance(record.get("metrics"), dict):
             card["metrics"].setdefault(METRICS_OF[name], {}).update(
                 {task: {"data": data_label(record), **m} for task, m in record["metrics"].items()})
+        if "chatcore" in record:
+            card["chatcore"][METRICS_OF.get(name, name)] = record["chatcore"]
     bpb = [stages.get(name, {}).get("val_bpb") for name in ("base_loss", "base_train")]
     card["val_bpb"] = next((b for b in bpb if b is not None), None)
+    card["core"] = stages.get("base_eval", {}).get("core")
     card["pocket"] = any(data_label(record) == "pocket" for record in stages.values())
     return card | {"system": get_system_info(), "git": get_git_info(), "bloat": get_bloat_info()}
 

@@ -189,12 +189,41 @@ def _transcript(sample: object) -> str:
 
 
 def _score(metric: dict | None) -> str:
-    """`{"accuracy": .915, "n": 200, "ci95": [.868, .946]} -> "91.5% [86.8, 94.6] n=200"`"""
+    """`{"accuracy": .915, "n": 200, "ci95": [.868, .946], "ungraded": 2} -> "91.5% [86.8, 94.6] n=200, 2 not graded"`
+
+    Several answers to a problem: `{"accuracy": .5, "pass_at": {"1": ..., "8": {"accuracy": .75}}} -> "50.0%, pass@8
+    75.0%"`
+    """
     if not metric or metric.get("accuracy") is None:
         return ""
     low, high = metric.get("ci95") or (None, None)
     interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * metric['accuracy']:.1f}%{interval}" + (f" n={metric['n']}" if metric.get("n") is not None else "")
+    count = f" n={metric['n']}" if metric.get("n") is not None else ""
+    several = {k: found["accuracy"] for k, found in (metric.get("pass_at") or {}).items() if k != "1"}
+    more = [f", pass@{k} {100 * share:.1f}%" for k, share in several.items()]
+    more += [f", {metric['ungraded']} not graded"] if metric.get("ungraded") else []
+    return f"{100 * metric['accuracy']:.1f}%{interval}{count}{''.join(more)}"
+
+
+def _pocket(*labels: str | None) -> str:
+    """What stands behind a figure: `("pocket",) -> " (pocket)"`, `("pocket", "hub") -> " (pocket in part)"`."""
+    if "pocket" not in labels:
+        return ""
+    return " (pocket)" if set(labels) == {"pocket"} else " (pocket in part)"
+
+
+def _on_top(card: dict) -> list[list[str]]:
+    """The figures that stand for the whole: bits per byte, CORE, ChatCORE of each model that was evaluated."""
+    stages = card["stages"]
+    by = next((stages[s] for s in ("base_loss", "base_train") if stages.get(s, {}).get("val_bpb") is not None), {})
+    rows = [["validation bits per byte, base" + _pocket(by.get("data")), _number(card["val_bpb"])]]
+    if "base_eval" in stages:
+        rows.append(["CORE, base" + _pocket(stages["base_eval"]["data"]), _number(card["core"])])
+    for source, value in card["chatcore"].items():
+        stage, metrics = stages.get(f"chat_eval_{source}", {}), card["metrics"].get(source, {})
+        data = [metrics[task].get("data") for task in stage.get("chatcore_tasks") or [] if task in metrics]
+        rows.append([f"ChatCORE, {source}" + _pocket(*data or [stage.get("data")]), _number(value)])
+    return rows
 
 
 def _results(card: dict) -> list[str]:
@@ -202,11 +231,12 @@ def _results(card: dict) -> list[str]:
     if not metrics:
         return []
     sources = [s for s in ("base", "mid", "sft", "rl") if s in metrics]
+    not_run = {s: card["stages"].get(f"chat_eval_{s}", {}).get("not_run") or {} for s in sources}
     rows = []
-    for task in dict.fromkeys(task for s in sources for task in metrics[s]):
+    for task in dict.fromkeys(task for s in sources for task in [*metrics[s], *not_run[s]]):
         of_task = [metrics[s].get(task) for s in sources]
         label = task + (" (pocket)" if any(m and m.get("data") == "pocket" for m in of_task) else "")
-        rows.append([label, *map(_score, of_task)])
+        rows.append([label, *("not run" if task in not_run[s] else _score(m) for s, m in zip(sources, of_task))])
     return ["## Results", "Share answered right, the 95% interval, and the number of held-out questions.",
             markdown_table(["task", *sources], rows)]
 
@@ -216,6 +246,9 @@ def _stage_section(name: str, record: dict, entry: dict, pictures: list[str]) ->
     out = [f"## {name}{label}"]
     if entry["stale"]:
         out.append("**Stale:** a stage before this one has run again since. Run this one again.")
+    if entry.get("incomplete"):
+        out.append(f"**Incomplete:** stopped before {_cell(', '.join(entry['incomplete']))} had been measured.")
+    out += [f"**Not run:** {_cell(task)}: {_cell(why)}" for task, why in (entry.get("not_run") or {}).items()]
     hidden = ("config", "stage", "stale", "logged_at", "commit", "data")
     scalars = [[k, _number(v)] for k, v in entry.items()
                if k not in hidden and not isinstance(v, (dict, list))]
@@ -244,10 +277,9 @@ def render_markdown(card: dict, stages: dict[str, dict], pictures: dict[str, lis
         out.append("> **pocket**: trained and tested on nanochat's generated pocket world. No figure marked (pocket) "
                    "can be compared with the real benchmark of that name.")
     cost = "" if card["cost"] is None else f"${card['cost']:,.2f}"
-    bpb = "validation bits per byte, base" + (" (pocket)" if card["pocket"] else "")
     out.append(markdown_table(["run", ""], [
         ["wall time", _time(card["wall_seconds"])], ["peak memory, all processes", _bytes(card["peak_memory_bytes"])],
-        ["cost", cost], [bpb, _number(card["val_bpb"])]]))
+        ["cost", cost], *_on_top(card)]))
     out += _results(card)
     out += ["## Stages", markdown_table(["stage", "time", "peak memory", ""],
             [[n, _time(e["seconds"]), _bytes(e["peak_memory_bytes"]), "STALE" if e["stale"] else ""]

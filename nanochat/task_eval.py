@@ -1,95 +1,42 @@
 """Grading a chat model on tasks: it writes an answer (generative) or chooses a letter (categorical).
 
-Everything here returns data with its uncertainty and a few transcripts, and prints nothing.
+Everything here returns data with its uncertainty and a few transcripts (`eval_result.py`), and prints nothing.
 
     result = run_chat_eval("gsm8k", model, tokenizer, engine, max_problems=200)
     result.accuracy, result.n, result.ci95            # 0.41, 200, (0.344, 0.479)
+
+Under torch.distributed every rank makes the same call; the problems are shared among them and all get the whole result.
+What the model says to a problem depends on the problem, the settings and the seed, never on what stands beside it in a
+batch or on which rank has it: the same result for any `batch_size` and any number of ranks (to the bit on a CPU,
+elsewhere up to the rounding of matrix products of another shape: `engine.py`).
+
+There is nothing to run here: `python -m scripts.chat_eval` evaluates a checkpoint.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nanochat.common import UserError
-from nanochat.engine import TextStream
+from nanochat.common import UserError, cpu_cores
+from nanochat.engine import Engine, RowState, Sampling, TextStream
+from nanochat.eval_result import EvalResult, Outcome, thin, transcript
+from nanochat.ranks import all_or_none, gather_texts, rank_and_world
+from nanochat.sampling import mix64
 from tasks.catalog import make_task
 from tasks.common import Conversation, Task
 
 if TYPE_CHECKING:
-    from nanochat.engine import Engine
     from nanochat.gpt import GPT
 
-KEEP = 4  # transcripts kept of right answers, and as many of wrong ones
-POSITIONS = 8192  # at most so many token positions in one categorical batch: logits are (positions, vocabulary) floats
+POSITIONS = 8192  # at most so many token positions in one categorical batch: each has keys and values in every layer
+Tell = Callable[[int, int], None]  # is told how many problems of this rank are done, and of how many
 
 
-# --------------------------------------------------------------------------- results
-
-
-def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927): within [0, 1] and sensible at 0, at n and for small n.
-
-    `wilson(9, 10) -> (0.596, 0.982)`, `wilson(0, 10) -> (0.0, 0.278)`, and nothing known: `wilson(0, 0) -> (0.0, 1.0)`
-    """
-    if n == 0:
-        return 0.0, 1.0
-    p, s = correct / n, z * z / n
-    centre = (p + s / 2) / (1 + s)
-    half = math.sqrt(p * (1 - p) * s + s * s / 4) / (1 + s)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@dataclass
-class EvalResult:
-    """What one task's evaluation found. `chance` is what blind choice would reach (0 for written answers)."""
-
-    name: str
-    correct: int
-    n: int
-    chance: float = 0.0
-    cropped: int = 0  # prompts that lost their beginning because they did not fit the context
-    samples: list[dict[str, Any]] = field(default_factory=list)  # {"user", "expected", "completion", "right"}
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.n if self.n else 0.0
-
-    @property
-    def ci95(self) -> tuple[float, float]:
-        return wilson(self.correct, self.n)
-
-    def add(self, conversation: Conversation, completion: str, right: bool) -> None:
-        """Count one answer; keep its transcript while there are few of its kind."""
-        self.correct += right
-        self.n += 1
-        if sum(sample["right"] == right for sample in self.samples) < KEEP:
-            expected = conversation.get("answer") or conversation["messages"][-1]["content"]
-            self.samples.append({"user": conversation["messages"][-2]["content"], "expected": readable(expected),
-                                 "completion": completion, "right": right})
-
-    def metrics(self) -> dict[str, Any]:
-        """The entry of this task in a report."""
-        return {"accuracy": self.accuracy, "n": self.n, "ci95": list(self.ci95), "chance": self.chance,
-                "cropped": self.cropped}
-
-
-def readable(content: str | list[Any]) -> str:
-    """An assistant's content, or a list of accepted answers, on paper.
-
-    `[{"type": "text", "text": "It is "}, {"type": "python", "text": "2*3"}, {"type": "python_output", "text": "6"}]`
-    -> `"It is ⟨2*3⟩⟨=6⟩"`
-    """
-    if isinstance(content, str):
-        return content
-    if all(isinstance(part, str) for part in content):
-        return " | ".join(content)
-    form = {"text": "{}", "python": "⟨{}⟩", "python_output": "⟨={}⟩"}
-    return "".join(form[part["type"]].format(part["text"]) for part in content)
+def silent(done: int, total: int) -> None: ...
 
 
 # --------------------------------------------------------------------------- what to ask
@@ -104,6 +51,11 @@ def spread(n: int, max_problems: int) -> list[int]:
     return [i * n // m for i in range(m)]
 
 
+def share(problems: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+    """The problems of one rank, each dealt to exactly one: `share([0, 2, 5, 7], 1, 3) -> [2]`; there may be none."""
+    return problems[rank::world_size]
+
+
 def crop(ids: list[int], room: int) -> list[int]:
     """The first token (<|bos|>) and the last ones, `room` in all: the question stands at the end of a prompt.
 
@@ -112,46 +64,12 @@ def crop(ids: list[int], room: int) -> list[int]:
     return ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1 :]
 
 
-# --------------------------------------------------------------------------- evaluations
+def problem_seed(seed: int, index: int) -> int:
+    """The seed of all answers to one problem; the number of the answer makes a stream of it (`sampling.uniform`)."""
+    return mix64(mix64(seed & 0xFFFFFFFFFFFFFFFF) ^ index)
 
 
-def run_generative_eval(
-    task: Task,
-    tokenizer: Any,
-    engine: Engine,
-    *,
-    max_problems: int = -1,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    num_samples: int = 1,
-    seed: int = 42,
-    batch_size: int = 32,
-    name: str = "",
-) -> EvalResult:
-    """Let the model answer in its own words; the task grades the text outside of tool calls.
-
-    With `num_samples` above 1 a problem counts as solved when any of its samples is right (pass@k). Rows that finish
-    make room for the next problem: `batch_size` is how many are written at once.
-    """
-    context = engine.model.config.sequence_len
-    room = context - min(max_new_tokens, context // 4)  # a prompt keeps three quarters; answers end with the context
-    result = EvalResult(name or type(task).__name__, 0, 0)
-    conversations = [task[i] for i in spread(len(task), max_problems)]
-    if not conversations:
-        return result
-    prompts = [tokenizer.render_for_completion(conversation) for conversation in conversations]
-    result.cropped = sum(len(ids) > room for ids in prompts)
-    completions, _ = engine.generate_batch(
-        [crop(ids, room) for ids in prompts], num_samples=num_samples, max_tokens=max_new_tokens,
-        temperature=temperature, top_k=top_k, seed=seed, max_rows=batch_size,
-    )
-    for i, conversation in enumerate(conversations):
-        answers = [completion_parts(tokenizer, ids) for ids in completions[i * num_samples : (i + 1) * num_samples]]
-        grades = [bool(task.evaluate(conversation, plain_text(parts))) for parts in answers]
-        shown = answers[grades.index(True)] if any(grades) else answers[0]
-        result.add(conversation, readable(shown), any(grades))
-    return result
+# --------------------------------------------------------------------------- answers and grades
 
 
 def completion_parts(tokenizer: Any, ids: Sequence[int]) -> list[dict[str, str]]:
@@ -168,44 +86,161 @@ def plain_text(parts: Sequence[dict[str, str]]) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
-@torch.inference_mode()
+def judge(task: Task, index: int, conversation: Conversation, answers: Sequence[list[dict[str, str]]],
+          **facts: Any) -> Outcome:
+    """Have the task grade the answers to a problem. `facts`: what else its outcome says.
+
+    A grader that fails (a bug, or an answer that nobody foresaw) must neither end an evaluation of hours nor pass for a
+    right answer: it counts as wrong, is counted, and its error stands in the transcript. What a person can mend
+    (UserError) ends the evaluation: the next problem would have it too.
+    """
+    grades, errors = [], []
+    for parts in answers:
+        try:
+            grades.append(bool(task.evaluate(conversation, plain_text(parts))))
+        except UserError:
+            raise
+        except Exception as e:
+            grades.append(False)
+            errors.append(f"{type(e).__name__}: {e}"[:500])
+    shown = answers[grades.index(True)] if any(grades) else answers[0]
+    sample = transcript(conversation, shown, any(grades), "" if any(grades) else "; ".join(errors[:1]))
+    return Outcome(index, sum(grades), ungraded=len(errors), sample=sample, **facts)
+
+
+def gathered(name: str, own: Iterable[Outcome], num_samples: int = 1) -> EvalResult:
+    """The result of all ranks, on each of them, in the order of the problems."""
+    text = json.dumps([asdict(outcome) for outcome in thin(own)])
+    told = [json.loads(part) for part in gather_texts(text)]
+    return EvalResult.of(name, [Outcome(**outcome) for part in told for outcome in part], num_samples)
+
+
+# --------------------------------------------------------------------------- generative
+
+
+def run_generative_eval(
+    task: Task,
+    tokenizer: Any,
+    engine: Engine,
+    *,
+    max_problems: int = -1,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    num_samples: int = 1,
+    seed: int = 42,
+    batch_size: int = 32,
+    name: str = "",
+    tell: Tell = silent,
+) -> EvalResult:
+    """Let the model answer in its own words; the task grades the text outside of tool calls.
+
+    Rows that finish make room for the next problem: `batch_size` is how many are written at once. Whatever is
+    finished is graded meanwhile, in threads: a verdict of the sandbox is mostly waiting for its processes.
+    """
+    name = name or type(task).__name__
+    own = share(spread(len(task), max_problems), *rank_and_world())
+    context = engine.model.config.sequence_len
+    room = context - min(max_new_tokens, context // 4)  # a prompt keeps three quarters; answers end with the context
+    sampling = Sampling(temperature, top_k)
+    with all_or_none(f"evaluating {name}"):
+        rows: dict[int, list[RowState]] = {}
+        conversations: dict[int, Conversation] = {}
+        cropped: dict[int, bool] = {}
+        for index in own:
+            conversations[index] = task[index]
+            ids = tokenizer.render_for_completion(conversations[index])
+            cropped[index] = len(ids) > room
+            rows[index] = engine.make_rows([crop(ids, room)], num_samples, max_new_tokens, sampling,
+                                           problem_seed(seed, index))
+
+        def grade(index: int) -> Outcome:
+            answers = [completion_parts(tokenizer, row.ids) for row in rows[index]]
+            return judge(task, index, conversations[index], answers, cropped=cropped[index])
+
+        outcomes = _graded_while_written(engine, rows, grade, batch_size, tell)
+    return gathered(name, outcomes, num_samples)
+
+
+def _graded_while_written(engine: Engine, rows: dict[int, list[RowState]], grade: Callable[[int], Outcome],
+                          batch_size: int, tell: Tell) -> list[Outcome]:
+    """Decode the rows of all problems, and grade each problem in a thread as soon as its last row is finished."""
+    generation = engine.begin([row for group in rows.values() for row in group], batch_size)
+    problem_of = {id(row): index for index, group in rows.items() for row in group}
+    unfinished = {index: len(group) for index, group in rows.items()}
+    waiting: list[Future[Outcome]] = []
+    outcomes: list[Outcome] = []
+
+    def take(futures: list[Future[Outcome]]) -> list[Future[Outcome]]:
+        """Note what is graded (its error is raised here); returns the others."""
+        done = [future for future in futures if future.done()]
+        outcomes.extend(future.result() for future in done)
+        if done:
+            tell(len(outcomes), len(rows))
+        return [future for future in futures if future not in done] if done else futures
+
+    pool = ThreadPoolExecutor(max_workers=cpu_cores(), thread_name_prefix="grade")
+    try:
+        while events := generation.step():
+            for row, *_ in events:
+                if row.finish is not None:
+                    index = problem_of[id(row)]
+                    unfinished[index] -= 1
+                    if unfinished[index] == 0:
+                        waiting.append(pool.submit(grade, index))
+            waiting = take(waiting)
+        for future in waiting:
+            future.exception()  # waits
+            take([future])
+    finally:  # after an error or Ctrl-C nobody wants the grades that have not begun
+        pool.shutdown(cancel_futures=True)
+    return outcomes
+
+
+# --------------------------------------------------------------------------- categorical
+
+
 def run_categorical_eval(
     task: Task,
     tokenizer: Any,
     model: GPT,
     *,
+    engine: Engine | None = None,
     max_problems: int = -1,
     batch_size: int = 32,
     name: str = "",
+    tell: Tell = silent,
 ) -> EvalResult:
     """Let the model choose: of the letters on offer, the one with the highest logit right after the prompt.
 
     Nothing is generated, so a model that does not yet know the form of an answer can show what it knows. Prompts of
-    like length share a batch, padded on the right, where causal attention never looks.
+    like length share a batch. `engine`: one of this model, where there is one already.
     """
-    result = EvalResult(name or type(task).__name__, 0, 0)
-    conversations = [task[i] for i in spread(len(task), max_problems)]
-    prompts = [tokenizer.render_for_completion(conversation) for conversation in conversations]
-    context, bos = model.config.sequence_len, tokenizer.get_bos_token_id()
-    result.cropped = sum(len(ids) > context for ids in prompts)
-    prompts = [crop(ids, context) for ids in prompts]
-    chosen: dict[int, str] = {}
-    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    while waiting:
-        longest = len(prompts[waiting[-1]])
-        count = max(1, min(batch_size, POSITIONS // longest))
-        batch = [waiting.pop() for _ in range(min(count, len(waiting)))]
-        rows = [prompts[i] + [bos] * (longest - len(prompts[i])) for i in batch]
-        logits = model(torch.tensor(rows, dtype=torch.long, device=model.get_device()))  # (B, T, V)
-        for row, i in enumerate(batch):
-            letters = conversations[i]["letters"]
-            # one letter is always one token: every byte is in the vocabulary
-            scores = logits[row, len(prompts[i]) - 1, [tokenizer.encode(letter)[0] for letter in letters]]
-            chosen[i] = letters[int(scores.argmax())]
-    for i, conversation in enumerate(conversations):
-        result.add(conversation, chosen[i], bool(task.evaluate(conversation, chosen[i])))
-    result.chance = sum(1 / len(c["letters"]) for c in conversations) / max(1, len(conversations))
-    return result
+    name, engine = name or type(task).__name__, engine or Engine(model, tokenizer)
+    own = share(spread(len(task), max_problems), *rank_and_world())
+    context, outcomes = model.config.sequence_len, []
+    with all_or_none(f"evaluating {name}"):
+        conversations = {index: task[index] for index in own}
+        prompts = {index: tokenizer.render_for_completion(conversation)
+                   for index, conversation in conversations.items()}
+        waiting = sorted(own, key=lambda index: len(prompts[index]))
+        while waiting:
+            longest = min(len(prompts[waiting[-1]]), context)
+            count = max(1, min(batch_size, POSITIONS // longest))
+            batch = [waiting.pop() for _ in range(min(count, len(waiting)))]
+            logits = engine.next_logits([crop(prompts[index], context) for index in batch])  # (len(batch), V)
+            for row, index in zip(logits, batch, strict=True):
+                letters = conversations[index]["letters"]
+                # one letter is always one token: every byte is in the vocabulary
+                scores = row[[tokenizer.encode(letter)[0] for letter in letters]]
+                answer = [{"type": "text", "text": letters[int(scores.argmax())]}]
+                outcomes.append(judge(task, index, conversations[index], [answer], choices=len(letters),
+                                      cropped=len(prompts[index]) > context))
+            tell(len(outcomes), len(own))
+    return gathered(name, outcomes)
+
+
+# --------------------------------------------------------------------------- either
 
 
 def run_chat_eval(
@@ -224,13 +259,14 @@ def run_chat_eval(
     num_samples: int = 1,
     seed: int = 42,
     name: str = "",
+    tell: Tell = silent,
 ) -> EvalResult:
     """Evaluate one task, by name or ready made, in the way that suits it."""
     if isinstance(task, str):
         name, task = name or task, make_task(task, data, split)
-    common = {"max_problems": max_problems, "batch_size": batch_size, "name": name}
+    common: dict[str, Any] = {"max_problems": max_problems, "batch_size": batch_size, "name": name, "tell": tell}
     if task.eval_type == "categorical":
-        return run_categorical_eval(task, tokenizer, model, **common)
+        return run_categorical_eval(task, tokenizer, model, engine=engine, **common)
     if task.eval_type == "generative":
         return run_generative_eval(task, tokenizer, engine, max_new_tokens=max_new_tokens, temperature=temperature,
                                    top_k=top_k, num_samples=num_samples, seed=seed, **common)

@@ -49,7 +49,8 @@ from nanochat.run import free_fields, rows_per_rank
 # Gradient stages, and where they save as they go.
 RESUMABLE = {"base_train": "base_checkpoints", "mid_train": "mid_checkpoints", "chat_sft": "chatsft_checkpoints",
              "chat_rl": "chatrl_checkpoints"}
-DISTRIBUTED = ("base_train", "base_loss", "mid_train", "chat_sft")  # those that may run on several ranks
+# Those that may run on several ranks.
+DISTRIBUTED = ("base_train", "base_loss", "base_eval", "mid_train", "chat_sft", "chat_eval")
 SOURCES = Path(__file__).resolve().parents[1]
 LIBRARY_STAGES = ("dataset", "report")  # commands of the library: fetch the data first, render the card last
 SAMPLE_EVERY = 0.5  # seconds between two looks at the memory

@@ -15,139 +15,34 @@ from hypothesis import strategies as st
 
 from nanochat.common import UserError
 from nanochat.engine import Engine
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.eval_result import EvalResult
 from nanochat.task_eval import (
-    EvalResult,
     completion_parts,
     crop,
     plain_text,
-    readable,
     run_categorical_eval,
     run_chat_eval,
     run_generative_eval,
     spread,
-    wilson,
 )
-from nanochat.tokenizer import HuggingFaceTokenizer
-from tasks.common import MultipleChoice, Task
+from tasks.common import Task
 from tasks.spellingbee import SpellingBee
+from tests.eval_parts import Choices, Knows, Sums, answers_of, knowing, letter_tokenizer, random_model
 
 CONTEXT = 256
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    text = "Multiple choice question: what is the answer? Answer with the letter alone. #### 1 2 3"
-    return HuggingFaceTokenizer.train_from_iterator([text] * 20, vocab_size=300)
+    return letter_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    config = GPTConfig(sequence_len=CONTEXT, vocab_size=tokenizer.get_vocab_size(), n_layer=2, n_head=2, n_kv_head=1,
-                       n_embd=32)  # fmt: skip
-    model = GPT(config)
-    model.init_weights(seed=0)
-    for p in model.parameters():
-        if not p.any():  # fresh projections and the head are zero, so that every logit ties: break that
-            torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
+def model():
+    return random_model()
 
 
-class Choices(MultipleChoice):
-    """Questions with 2 to 5 choices and very different lengths."""
-
-    def __init__(self, n: int, long: int = 0, **slicing):
-        super().__init__(**slicing)
-        self.n, self.long = n, long
-
-    def num_examples(self):
-        return self.n
-
-    def get_example(self, index):
-        question = f"question {index} " + "word " * (index * 7 % 11) + "long " * (self.long if index == 1 else 0)
-        return self.conversation(question, ["yes", "no", "red", "blue", "12"][: 2 + index % 4], index % 2)
-
-
-class Sums(Task):
-    """`0+1?` -> `#### 1`; right is any completion that names the sum."""
-
-    eval_type = "generative"
-
-    def __init__(self, n: int, **slicing):
-        super().__init__(**slicing)
-        self.n = n
-
-    def num_examples(self):
-        return self.n
-
-    def get_example(self, index):
-        text = f"{index}+1?" + " please" * (index % 5)
-        return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": f"#### {index + 1}"}]}
-
-    def evaluate(self, conversation, completion):
-        return completion == conversation["messages"][1]["content"]
-
-
-class Knows:
-    """A model that answers `answers[the user's text]` token by token, and keeps what it was called with.
-
-    With a cache, a row's tokens so far are kept in the cache itself, in place of keys: they move along with the row.
-    """
-
-    def __init__(self, tokenizer, answers: dict):
-        self.config = GPTConfig(sequence_len=CONTEXT, vocab_size=tokenizer.get_vocab_size(), n_layer=1, n_head=1,
-                                n_kv_head=1, n_embd=2)  # fmt: skip
-        self.compute_dtype = torch.float32
-        self.next_token: dict[tuple[int, ...], int] = {}
-        for user, answer in answers.items():
-            messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-            prompt = tokenizer.render_for_completion({"messages": messages})
-            whole, _ = tokenizer.render_conversation({"messages": messages})
-            self.next_token |= {tuple(whole[:i]): whole[i] for i in range(len(prompt), len(whole))}
-        self.calls: list[list[tuple[int, ...]]] = []
-
-    def get_device(self):
-        return torch.device("cpu")
-
-    def parameters(self):
-        return [torch.zeros(1)]
-
-    def __call__(self, idx, kv_cache=None, at=None):
-        self.calls.append([tuple(row) for row in idx.tolist()])
-        B, T = idx.shape
-        rows, before = idx.tolist(), [0] * B
-        if kv_cache is not None:
-            before = kv_cache.lengths.tolist()
-            tokens = idx[:, None, :, None].expand(B, 1, T, 2).float()
-            kv_cache.insert_kv(0, tokens, tokens)
-            kv_cache.advance(T)
-            rows = kv_cache.store[0, 0, :, 0, :, 0].long().tolist()
-        logits = torch.zeros(B, T, self.config.vocab_size)
-        for b in range(B):
-            for t in range(T):
-                token = self.next_token.get(tuple(rows[b][: before[b] + t + 1]))
-                if token is not None:
-                    logits[b, t, token] = 9.0
-        return logits if at is None else logits[torch.arange(B), at][:, None]
-
-
-# --------------------------------------------------------------------------- figures
-
-
-def test_wilson_known_values():
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-3)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
-    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
-
-
-@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_share_and_mirrors(case):
-    correct, n = case
-    low, high = wilson(correct, n)
-    assert 0 <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= 1
-    assert (1 - high, 1 - low) == pytest.approx(wilson(n - correct, n))
+# --------------------------------------------------------------------------- what to ask
 
 
 @given(n=st.integers(0, 300), most=st.integers(-1, 400))
@@ -198,8 +93,7 @@ def test_batched_choices_are_those_of_each_question_alone(n, batch_size, tokeniz
 
 def test_a_model_that_knows_all_letters_gets_all(tokenizer):
     task = Choices(9)
-    answers = {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}
-    knows = Knows(tokenizer, answers)
+    knows = Knows(tokenizer, answers_of(task))
     result = run_categorical_eval(task, tokenizer, knows, batch_size=4)
     assert (result.correct, result.n, result.accuracy, result.cropped) == (9, 9, 1.0, 0)
     prompts = {tuple(tokenizer.render_for_completion(c)) for c in task}
@@ -230,7 +124,7 @@ def test_questions_longer_than_the_context_lose_their_beginning(tokenizer):
 @pytest.mark.parametrize("n, batch_size", [(0, 4), (1, 4), (3, 4), (9, 4), (9, 1)])
 def test_every_problem_is_asked_once_and_answers_stay_with_their_questions(n, batch_size, tokenizer):
     task = Sums(n)
-    answers = {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}
+    answers = answers_of(task)
     wrong = task[2]["messages"][0]["content"] if n > 2 else None
     engine = Engine(Knows(tokenizer, {**answers, **({wrong: "#### 77"} if wrong else {})}), tokenizer)
     result = run_generative_eval(task, tokenizer, engine, batch_size=batch_size, max_new_tokens=20)
@@ -249,9 +143,9 @@ def test_max_problems_and_empty_answers(tokenizer):
 
 def test_samples_stay_with_their_questions(tokenizer):
     task = Sums(5)
-    answers = {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}
-    engine = Engine(Knows(tokenizer, answers), tokenizer)
-    assert run_generative_eval(task, tokenizer, engine, num_samples=3, max_new_tokens=20, batch_size=2).correct == 5
+    engine = knowing(tokenizer, task)
+    result = run_generative_eval(task, tokenizer, engine, num_samples=3, max_new_tokens=20, batch_size=2)
+    assert (result.right, result.accuracy, result.num_samples) == ([3] * 5, 1.0, 3)
 
 
 def test_any_sample_solves(tokenizer, model):
@@ -266,7 +160,7 @@ def test_any_sample_solves(tokenizer, model):
         run_generative_eval(Even(20), tokenizer, engine, max_new_tokens=3, temperature=1.0, num_samples=k)
         for k in (1, 8)
     )
-    assert one.correct < eight.correct <= 20
+    assert one.accuracy < eight.pass_at(8) <= 1 and 0.2 < eight.accuracy < 0.8
     shown = [sample["completion"] for sample in eight.samples if sample["right"]]
     assert shown and all(ord(completion[0]) % 2 == 0 for completion in shown)  # the sample that was right
 
@@ -277,9 +171,7 @@ def test_tool_calls_are_answered_and_left_out_of_the_graded_text(tokenizer, tmp_
     words = {w for split in ("train", "test") for w in _words(tmp_path, split)}
     assert words == {"banana", "cherry", "plum"}
     task = SpellingBee(12, "train", data=str(tmp_path))
-    answers = {c["messages"][0]["content"]: c["messages"][1]["content"] for c in task}
-    engine = Engine(Knows(tokenizer, answers), tokenizer)
-    result = run_generative_eval(task, tokenizer, engine, max_new_tokens=120)
+    result = run_generative_eval(task, tokenizer, knowing(tokenizer, task), max_new_tokens=120)
     assert (result.correct, result.n) == (12, 12)
     assert "⟨'" in result.samples[0]["completion"] and result.samples[0]["completion"] == result.samples[0]["expected"]
 
@@ -303,16 +195,15 @@ def test_prompts_that_do_not_fit_are_cropped_and_counted(tokenizer, model):
     assert (result.n, result.cropped) == (3, 1)
 
 
-def test_completion_parts_and_readable(tokenizer):
+def test_completion_parts(tokenizer):
     parts = [{"type": "text", "text": "né "}, {"type": "python", "text": "2*3"},
              {"type": "python_output", "text": "6"}, {"type": "text", "text": "6"}]  # fmt: skip
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]
     prompt = tokenizer.render_for_completion({"messages": messages})
     ids, _ = tokenizer.render_conversation({"messages": messages})
     assert completion_parts(tokenizer, ids[len(prompt):]) == parts
-    assert plain_text(parts) == "né 6" and readable(parts) == "né ⟨2*3⟩⟨=6⟩6"
-    assert readable("as it is") == "as it is" and readable(["a", "b"]) == "a | b"
-    assert completion_parts(tokenizer, []) == [] and plain_text([]) == "" == readable([])
+    assert plain_text(parts) == "né 6"
+    assert completion_parts(tokenizer, []) == [] and plain_text([]) == ""
 
 
 # --------------------------------------------------------------------------- the dispatcher
@@ -364,5 +255,5 @@ def test_the_script_grades_a_saved_model_and_writes_the_stage(tokenizer, model, 
 def test_nothing_is_printed(tokenizer, model, capfd):
     run_categorical_eval(Choices(3), tokenizer, model)
     run_generative_eval(Sums(3), tokenizer, Engine(model, tokenizer), max_new_tokens=4)
-    assert EvalResult("x", 0, 0).accuracy == 0.0
+    assert EvalResult("x", []).accuracy == 0.0
     assert capfd.readouterr() == ("", "")
