@@ -16,9 +16,9 @@ There is nothing to run here: `python -m scripts.chat_eval` evaluates a checkpoi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common import UserError, cpu_cores
@@ -110,7 +110,7 @@ def judge(task: Task, index: int, conversation: Conversation, answers: Sequence[
 
 def gathered(name: str, own: Iterable[Outcome], num_samples: int = 1) -> EvalResult:
     """The result of all ranks, on each of them, in the order of the problems."""
-    text = json.dumps([asdict(outcome) for outcome in thin(own)])
+    text = json.dumps([vars(outcome) for outcome in thin(own)])
     told = [json.loads(part) for part in gather_texts(text)]
     return EvalResult.of(name, [Outcome(**outcome) for part in told for outcome in part], num_samples)
 
@@ -179,7 +179,8 @@ def _graded_while_written(engine: Engine, rows: dict[int, list[RowState]], grade
             tell(len(outcomes), len(rows))
         return [future for future in futures if future not in done] if done else futures
 
-    pool = ThreadPoolExecutor(max_workers=cpu_cores(), thread_name_prefix="grade")
+    workers = max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # each rank of this machine has as many
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="grade")
     try:
         while events := generation.step():
             for row, *_ in events:
@@ -223,6 +224,8 @@ def run_categorical_eval(
         conversations = {index: task[index] for index in own}
         prompts = {index: tokenizer.render_for_completion(conversation)
                    for index, conversation in conversations.items()}
+        letters = {letter for conversation in conversations.values() for letter in conversation["letters"]}
+        token_of = {letter: tokenizer.encode(letter)[0] for letter in letters}  # always one: all bytes are tokens
         waiting = sorted(own, key=lambda index: len(prompts[index]))
         while waiting:
             longest = min(len(prompts[waiting[-1]]), context)
@@ -230,11 +233,10 @@ def run_categorical_eval(
             batch = [waiting.pop() for _ in range(min(count, len(waiting)))]
             logits = engine.next_logits([crop(prompts[index], context) for index in batch])  # (len(batch), V)
             for row, index in zip(logits, batch, strict=True):
-                letters = conversations[index]["letters"]
-                # one letter is always one token: every byte is in the vocabulary
-                scores = row[[tokenizer.encode(letter)[0] for letter in letters]]
-                answer = [{"type": "text", "text": letters[int(scores.argmax())]}]
-                outcomes.append(judge(task, index, conversations[index], [answer], choices=len(letters),
+                offered = conversations[index]["letters"]
+                scores = row[[token_of[letter] for letter in offered]]
+                answer = [{"type": "text", "text": offered[int(scores.argmax())]}]
+                outcomes.append(judge(task, index, conversations[index], [answer], choices=len(offered),
                                       cropped=len(prompts[index]) > context))
             tell(len(outcomes), len(own))
     return gathered(name, outcomes)
