@@ -27,10 +27,11 @@ from torch import Tensor
 
 from nanochat.attention import cache_mask
 from nanochat.common import progress
+from nanochat.eval_result import wilson
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.ranks import rank_and_world, sum_over_ranks, wire_device
-from nanochat.task_eval import spread, wilson
+from nanochat.task_eval import spread
 from tasks.core_bundle import CoreTask
 from tasks.rows import Row
 

@@ -573,14 +573,16 @@ def test_real_data_carry_no_label_and_what_is_gone_stays_blank(base, tmp_path):
     parents = three_stages(base, str(tmp_path / "letters"))
     (base / "mid_checkpoints" / "d2" / "meta_001001.json").unlink()
     report = Report(base / "report")
-    report.log("chat_eval_sft", {"data": "x", "model": parents["sft"], "metrics": METRICS,
-                                 "config": {"num_samples": 8}})
+    several = {"1": METRICS["gsm8k"], "8": {"accuracy": 0.9724, "ci95": [0.9621, 0.9799]}}
+    metrics = {**METRICS, "gsm8k": {**METRICS["gsm8k"], "num_samples": 8, "pass_at": several}}
+    report.log("chat_eval_sft", {"data": "x", "model": parents["sft"], "metrics": metrics, "config": {}})
     export_model(tmp_path / "out", "sft")
     front, text = card_of(tmp_path / "out")
     assert "pocket" not in front + text
     assert "| mid | 1,001 |  |  |  |" in text and "Blank: the checkpoint of mid was not at hand" in text
     assert "| base |" not in text  # who its parent was is not known
-    assert "| gsm8k, right in one of 8 answers | 91.5% |" in text
+    assert "| gsm8k | 91.5% | 89.8% to 92.9% | 1,319 |" in text
+    assert "| gsm8k, right in one of 8 answers | 97.2% | 96.2% to 98.0% | 1,319 |" in text
     assert "| sft | 1,002 | 4,096,002 | own files |" in text
 
 

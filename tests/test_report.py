@@ -83,6 +83,40 @@ def test_pocket_is_said_on_top_and_beside_each_figure(report):
     assert "## base_train (pocket)" in markdown  # known from its configuration
 
 
+def test_core_and_chatcore_stand_on_top_with_their_own_labels(report):
+    """The label belongs to the figure, not to the card: one stage may have been measured on other data."""
+    report.log("base_eval", {"data": "hub", "core": 0.1234})
+    tasks = ["gsm8k", "spelling_bee"]
+    metrics = {"gsm8k": {"accuracy": 0.5, "n": 4}, "spelling_bee": {"accuracy": 0.25, "n": 4, "data": "pocket"}}
+    report.log("chat_eval_mid", {"data": "pocket", "chatcore": 0.375, "chatcore_tasks": tasks, "metrics": metrics})
+    report.log("chat_eval_sft", {"data": "hub", "chatcore": 0.4, "chatcore_tasks": tasks, "metrics": metrics})
+    report.log("chat_eval_rl", {"data": "hub", "chatcore": None, "chatcore_tasks": tasks, "metrics": {}})
+    card = report.generate()
+    assert (card["core"], card["chatcore"]) == (0.1234, {"mid": 0.375, "sft": 0.4, "rl": None})
+    top = (report.folder / "report.md").read_text(encoding="utf-8").split("##")[0]
+    assert "| validation bits per byte, base (pocket) | 1.25 |" in top
+    assert "| CORE, base | 0.1234 |" in top and "| ChatCORE, mid (pocket) | 0.375 |" in top
+    assert "| ChatCORE, sft (pocket in part) | 0.4 |" in top and "| ChatCORE, rl |  |" in top  # blank, not 0
+    report.log("base_eval", {"data": "pocket", "core": None})
+    report.generate()
+    assert "| CORE, base (pocket) |  |" in (report.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_could_not_run_or_be_graded_is_said_and_is_no_zero(report):
+    several = {"1": {"accuracy": 0.5}, "8": {"accuracy": 0.75}}
+    report.log("chat_eval_sft", {
+        "data": "hub", "not_run": {"humaneval": "bubblewrap is <missing>"}, "incomplete": ["mmlu", "arc_easy"],
+        "metrics": {"gsm8k": {**METRICS["gsm8k"], "pass_at": several, "ungraded": 3}}})
+    card = report.generate()
+    assert "humaneval" not in card["metrics"]["sft"] and card["stages"]["chat_eval_sft"]["not_run"]
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "| humaneval |  | not run |" in markdown  # of mid nothing is known
+    assert "50.0% [43.1, 56.9] n=200, pass@8 75.0%, 3 not graded |" in markdown
+    section = markdown.split("## chat_eval_sft")[1]
+    assert "**Incomplete:** stopped before mmlu, arc_easy had been measured." in section
+    assert "**Not run:** humaneval: bubblewrap is &lt;missing>" in section
+
+
 def test_real_data_carries_no_pocket_label(tmp_path):
     r = Report(tmp_path)
     r.log("chat_eval_sft", {"data": "hub", "metrics": METRICS})

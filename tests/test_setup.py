@@ -168,7 +168,7 @@ def test_training_stages_run_on_several_ranks_and_their_exit_status_counts(folde
         assert code == 2 and calls[-1] == f"base_train{flags}" and "was the first to end: exit status 2" in out
     by_hand.unlink()
     code, calls, out = run(folder, "--nproc=2")
-    assert (code, calls) == (0, ["base_train --resume"] * 2 + ["chat_eval_mid --source=mid"]), out  # on one: chat_eval
+    assert (code, calls) == (0, ["base_train --resume"] * 2 + ["chat_eval_mid --source=mid"] * 2), out
     assert run(folder)[1] == []  # how many ranks there were makes no difference
     code, calls, out = run(folder, "--nproc=-1")
     assert (code, calls) == (2, []) and out.strip().endswith("error: --nproc=-1 is impossible: it must be at least 0")
