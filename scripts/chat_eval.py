@@ -95,7 +95,8 @@ def choose_tasks(config: Config) -> tuple[dict[str, Task], dict[str, str]]:
         task = make_task(name, config.data, "test", **unsafe)
         why = next(filter(None, gather_texts(task.obstacle())), "")  # all ranks must have the same tasks
         if why and asked:
-            raise UserError(f"{name} cannot run here: {why}")
+            raise UserError(f"{name} cannot run here: {why}; or run the model's programs without a sandbox, on a "
+                            "machine that has nothing to lose: --unsafe_execution")
         if why:
             not_run[shown] = why
             print0(f"{shown} is left out: {why}")
