@@ -76,7 +76,14 @@ def test_what_is_said_to_a_problem_does_not_depend_on_which_others_are_asked(tok
     assert not {(0, 3), (1, 0)} & set(zip(few.right, everything.right))  # it is the first of the three
 
 
-def test_problems_have_streams_of_their_own():
+def test_problems_have_streams_of_their_own(tokenizer, engine):
+    class Same(Echo):
+        """One question, thirty times: as many different answers as if it had thirty samples."""
+
+        def get_example(self, index):
+            return super().get_example(0)
+
+    assert len(set(run_generative_eval(Same(30), tokenizer, engine, **SAMPLED).right)) > 1
     assert len({problem_seed(seed, index) for seed in (-1, 0, 1, 42, 2**64) for index in range(1000)}) == 5000 - 1000
     # (0 and 2**64 are one seed: 64 bits)
 
