@@ -5,6 +5,7 @@ that stand for no bytes (special tokens) or are not supervised (-1) count on nei
 
     evaluate_bpb(model, batches, token_bytes)   one number
     evaluate_loss(model, batches, token_bytes)  what it is made of
+    measured_documents(batches, tokenizer)      the very bytes that it is for, to measure something else on
 
     continue_openings(model, tokenizer, texts)  for the eye: how the model goes on where a text begins
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,6 +105,22 @@ def first_rows(loader: Loader, rows: int) -> Iterator[Batch]:
         ours = max(0, rows - seen - loader.rank * loader.B)
         batch.targets[ours:] = -1
         yield batch
+
+
+def measured_documents(batches: Iterable[Batch], tokenizer: Any) -> Iterator[bytes]:
+    """The bytes that `evaluate_loss` counts over the same batches, one text for each document in each row.
+
+    `inputs=[bos, 5, 6, bos], targets=[5, 6, -1, 7] -> decode([5, 6]), decode([7])`. A document that goes on in another
+    row is two texts: the model, too, begins anew there.
+    """
+    lengths, bos = np.asarray(tokenizer.token_bytes()), tokenizer.get_bos_token_id()
+    for batch in batches:
+        for inputs, targets in zip(batch.inputs.cpu().numpy(), batch.targets.cpu().numpy(), strict=True):
+            for part in np.split(targets, np.flatnonzero(inputs == bos)):
+                supervised = part[part >= 0]
+                counted = supervised[lengths[supervised] > 0]
+                if len(counted):
+                    yield tokenizer.decode_bytes(counted.tolist())
 
 
 def evaluate_bpb(

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-from nanochat.dataloader import Batch, conversation_loader
-from nanochat.loss_eval import LossResult, continue_openings, evaluate_bpb, evaluate_loss, first_rows
+from nanochat.dataloader import Batch, conversation_loader, tokenizing_distributed_data_loader_with_state
+from nanochat.dataset import corpus, text_iterator
+from nanochat.loss_eval import (
+    LossResult,
+    continue_openings,
+    evaluate_bpb,
+    evaluate_loss,
+    first_rows,
+    measured_documents,
+)
 from nanochat.tokenizer import SPECIAL_TOKENS, pick_tokenizer_class
+from scripts import base_loss
 from tasks.common import Task, TaskMixture
-from tests.helpers import small_model, small_tokenizer
+from tests.export_trials import save
+from tests.helpers import byte_tokenizer, small_model, small_tokenizer
 
 LENGTHS = torch.tensor([1, 3, 2, 0, 0])  # two special tokens, the first of them BOS
 BOS = 3
@@ -119,6 +133,89 @@ def test_the_first_rows_are_the_same_for_any_batch_size_and_number_of_ranks(tmp_
             assert (part.tokens, part.bytes) == (whole.tokens, whole.bytes)
             assert part.nats == pytest.approx(whole.nats, rel=1e-6)
     assert total(1, 1, 37).tokens < total(1, 1, 10_000).tokens
+
+
+# --------------------------------------------------------------------------- the bytes behind the figure
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """Documents of 0 to some 600 bytes, longer than a row too, with characters of one to four bytes."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(300):
+        (folder / f"{i:03d}.txt").write_text(f"{i}: naïve 日本 🙂 {'la ' * (i * 7 % 190)}", encoding="utf-8")
+    return folder
+
+
+def test_measured_documents_are_the_text_itself(texts):
+    """Of a whole split all bytes, of a row one text a document; what is cut goes on in another text."""
+    tokenizer, whole = byte_tokenizer(), corpus(texts)
+    with tokenizing_distributed_data_loader_with_state(tokenizer, 4, 64, "val", data=whole) as loader:
+        batches = list(loader)
+    found = list(measured_documents(batches, tokenizer))
+    wanted = [text.encode("utf-8") for text in text_iterator(whole, "val")]
+    assert sum(map(len, found)) == sum(map(len, wanted)) and len(wanted) > 5
+    short = [text for text in wanted if len(text) < 64]
+    assert short and not [text for text in short if found.count(text) != wanted.count(text)]
+    for text in wanted:  # each is put together of the texts that lie in it
+        assert text.startswith(tuple(found)) and text.endswith(tuple(found))
+
+
+def test_bytes_of_the_baselines_are_those_of_the_figure_for_any_batch_size_and_ranks(texts):
+    """Also of the training split, which has no end, and where the last batch is used in part."""
+    tokenizer, whole = small_tokenizer(), corpus(texts)
+    model = GivenLosses([1.0] * tokenizer.get_vocab_size()).eval()
+    for split, rows in (("train", 1), ("train", 37), ("val", 5), ("val", 10_000)):
+        seen = set()
+        for B, world_size in ((1, 1), (32, 1), (3, 2), (4, 3)):
+            bytes_ = 0
+            for rank in range(world_size):
+                def loader(rank=rank, B=B, world_size=world_size, split=split):
+                    return tokenizing_distributed_data_loader_with_state(
+                        tokenizer, B, 64, split, data=whole, rank=rank, world_size=world_size, workers=0)
+
+                bytes_ += evaluate_loss(model, first_rows(loader(), rows), tokenizer.token_bytes()).bytes
+                documents = list(measured_documents(first_rows(loader(), rows), tokenizer))
+                if world_size == 1:
+                    seen.add(b"|".join(documents))
+            assert bytes_ == sum(len(d) for d in next(iter(seen)).split(b"|")) > 0
+        assert len(seen) == 1
+
+
+def test_what_is_not_supervised_is_not_compressed_either():
+    tokenizer = small_tokenizer()
+    task = Said(["First answer. ", "Second, 日本."])
+    with conversation_loader(task, tokenizer, 2, 64, epochs=1) as loader:
+        found = list(measured_documents(loader, tokenizer))
+    assert sorted(found) == [text.encode("utf-8") for text in task.texts]  # no "?" and no special token
+
+
+def test_base_loss_shows_baselines_the_same_for_two_ranks(texts, tmp_path, monkeypatch):
+    tokenizer, reports = small_tokenizer(), []
+    settings = {"data": str(texts), "split_tokens": 3000, "device_batch_size": 7, "device_type": "cpu"}
+    for ranks in (1, 2):
+        base = tmp_path / str(ranks)
+        save(small_model(tokenizer), tokenizer, base, "base")
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+        if ranks == 1:
+            base_loss.main(base_loss.Config(**settings))
+        else:
+            command = [sys.executable, "-m", "nanochat.launch", "2", "scripts.base_loss"]
+            done = subprocess.run(command + [f"--{key}={value}" for key, value in settings.items()], text=True,
+                                  capture_output=True, encoding="utf-8", cwd=Path(base_loss.__file__).parents[1])
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert done.stdout.count("ngram") == 1  # rank 0 alone
+        reports.append(json.loads((base / "report/base_loss.json").read_text(encoding="utf-8")))
+    one, two = reports
+    figures = [f"{split}_{name}_bpb" for split in ("train", "val") for name in ("gzip", "xz", "ngram")]
+    assert [one[name] for name in figures] == [two[name] for name in figures]
+    for split in ("train", "val"):
+        assert one[f"{split}_bytes"] == two[f"{split}_bytes"] > 0
+        assert one[f"{split}_bpb"] == pytest.approx(two[f"{split}_bpb"], rel=1e-6)
+        assert 0 < one[f"{split}_ngram_bpb"] < one[f"{split}_gzip_bpb"] < 8 < one[f"{split}_bpb"] * 4
+    rows = {row[0]: row[1:3] for row in one["baselines_table"]["rows"]}
+    assert rows == {"this model": [one["train_bpb"], one["val_bpb"]],
+                    **{n: [one[f"train_{n}_bpb"], one[f"val_{n}_bpb"]] for n in ("gzip", "xz", "ngram")}}
 
 
 class Said(Task):

@@ -83,6 +83,7 @@ FLOORS = {
     "nanochat/prefetch.py": 1,
     "nanochat/rl.py": 1,
     "nanochat/calculator.py": 1,
+    "nanochat/bpb_baselines.py": 1,
     "nanochat/terminal.py": 1,
     "nanochat/execution.py": 1,
     "nanochat/sandbox.py": 1,
