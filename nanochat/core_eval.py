@@ -133,6 +133,7 @@ def make_question(pairs: Sequence[tuple[list[int], list[int]]], sequence_len: in
     longer ones all lose equally many tokens at the left, but for the first (<|bos|>), so that all choices keep the same
     context.
     """
+    pairs = [(context, whole if len(whole) > 1 else whole * 2) for context, whole in pairs]  # "" is ended by <|bos|>
     prompts = [whole for _, whole in pairs]
     starts = [max(1, min(common_prefix([context, whole]), len(whole) - 1)) for context, whole in pairs]
     excess = max(0, max(map(len, prompts)) - (sequence_len + 1))
