@@ -64,8 +64,8 @@ class HFTokenizer:
     def encode(self, texts: Sequence[str], prepend: int) -> list[list[int]]:
         if not texts:
             return []
-        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [[prepend, *row] for row in rows]
+        how = {"add_special_tokens": False, "split_special_tokens": True}  # one named in a text is text, as in ours
+        return [[prepend, *row] for row in self.tokenizer(list(texts), verbose=False, **how)["input_ids"]]
 
 
 def load_hf(path: str, device: torch.device, dtype: torch.dtype) -> tuple[HFModel, HFTokenizer]:
