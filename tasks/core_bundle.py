@@ -16,8 +16,13 @@ What is asked with them is in nanochat/core_eval.py. Look at them: `python -m ta
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import lzma
+import reprlib
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,7 +42,10 @@ Kind = Literal["multiple_choice", "schema", "language_modeling"]
 
 # The bundle that nanochat has published: 22 tasks with all their rows. Nobody has published its SHA-256.
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-MOST_BYTES = 2**31  # of an unpacked bundle: the published one has 0.2 GB
+MOST_BYTES, MOST_FILES = 2**31, 10_000  # of an unpacked bundle: the published one has 0.2 GB
+# What reading a damaged zip raises (RuntimeError: one that wants a password), and which of it is not the zip's fault.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, ValueError, EOFError)
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 REMEDY = "choose another --core"
 
 
@@ -66,7 +74,11 @@ def load_bundle(data: str = "pocket", core: str = "") -> list[CoreTask]:
     listed = _listed(folder)
     if not listed:
         raise UserError(f"{folder} lists no tasks: {REMEDY}")
-    return [_load_task(folder, entry) for entry in listed]
+    tasks = [_load_task(folder, entry) for entry in listed]
+    (label, times), *_ = Counter(task.label for task in tasks).most_common(1)
+    if times > 1:  # results are told apart by it
+        raise UserError(f"{folder} lists {label} {times} times: give each task a label of its own")
+    return tasks
 
 
 def bundle_dir(data: str, core: str = "") -> Path:
@@ -101,12 +113,15 @@ def _unpacked(path: Path) -> Path:
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if not m.is_dir() and "__MACOSX" not in m.filename]
                 size = sum(m.file_size for m in members)
-                if size > MOST_BYTES:
-                    raise UserError(f"{path} would unpack to {size / 1e9:.1f} GB, which no bundle has: {REMEDY}")
+                if size > MOST_BYTES or len(members) > MOST_FILES:
+                    raise UserError(f"{path} would unpack to {size / 1e9:.1f} GB in {len(members):,} files, which no "
+                                    f"bundle has: {REMEDY}")
                 check_disk(folder, size)
                 for member in members:
                     archive.extract(member, folder)  # never outside of the folder, whatever a member is called
-        except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
+        except UNREADABLE as e:
+            if getattr(e, "errno", None) in OF_THE_DISK:
+                raise
             raise UserError(f"{path} is not a readable zip file ({e}): remove it so that it is fetched again") from e
 
     stat = path.stat()
@@ -141,8 +156,8 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     listed = []
     for entry in _parsed(folder / "core.yaml", yaml.safe_load, "icl_tasks"):
         shots, label = entry.get("num_fewshot"), entry.get("label")
-        if label not in baselines:
-            raise UserError(f"{path} has no row for {label}: add one, with what blind choice reaches")
+        if not isinstance(label, str) or label not in baselines:
+            raise UserError(f"{path} has no row for {reprlib.repr(label)}: add one, with what blind choice reaches")
         listed.append({"continuation_delimiter": " ", **entry, "random_baseline_pct": _number(baselines[label]),
                        "num_fewshot": shots[0] if isinstance(shots, list) and shots else shots})
     return listed
@@ -170,18 +185,19 @@ def _load_task(folder: Path, entry: dict[str, Any]) -> CoreTask:
               "random_baseline_pct": (int, float)}
     for key, kind in wanted.items():
         if not isinstance(entry.get(key), kind) or isinstance(entry[key], bool):
-            raise UserError(f"{folder}: task {entry.get('label')!r} needs {key}, not {entry.get(key)!r}: {REMEDY}")
-    label, uri, baseline = entry["label"], PurePosixPath(entry["dataset_uri"]), entry["random_baseline_pct"] / 100
+            raise UserError(f"{folder}: task {reprlib.repr(entry.get('label'))} needs {key}, not "
+                            f"{reprlib.repr(entry.get(key))}: {REMEDY}")
+    label, uri, percent = entry["label"], PurePosixPath(entry["dataset_uri"]), entry["random_baseline_pct"]
     if entry["icl_task_type"] not in CHECKS:
         raise UserError(f"{folder}: task {label} is of kind {entry['icl_task_type']!r}: known are {', '.join(CHECKS)}")
     if uri.is_absolute() or ".." in uri.parts:
         raise UserError(f"{folder}: task {label} lies outside of the bundle ({uri}): {REMEDY}")
-    if not 0 <= baseline < 1 or not 0 <= entry["num_fewshot"] <= 1000:
-        raise UserError(f"{folder}: task {label} has num_fewshot={entry['num_fewshot']} and "
-                        f"random_baseline_pct={100 * baseline}: wanted are 0 to 1000 and 0 to below 100")
+    if not 0 <= percent < 100 or not 0 <= entry["num_fewshot"] <= 1000:
+        raise UserError(f"{folder}: task {label} has num_fewshot={reprlib.repr(entry['num_fewshot'])} and "
+                        f"random_baseline_pct={reprlib.repr(percent)}: wanted are 0 to 1000 and 0 to below 100")
     kind = entry["icl_task_type"]
     rows = load_jsonl(folder / "eval_data" / uri, CHECKS[kind])
-    return CoreTask(label, kind, entry["num_fewshot"], entry["continuation_delimiter"], baseline, rows)
+    return CoreTask(label, kind, entry["num_fewshot"], entry["continuation_delimiter"], percent / 100, rows)
 
 
 def _options(key: str) -> Callable[[Any], None]:
