@@ -43,6 +43,8 @@ Kind = Literal["multiple_choice", "schema", "language_modeling"]
 # The bundle that nanochat has published: 22 tasks with all their rows. Nobody has published its SHA-256.
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 MOST_BYTES, MOST_FILES = 2**31, 10_000  # of an unpacked bundle: the published one has 0.2 GB
+SHOWN = reprlib.Repr()
+SHOWN.maxlevel = 1  # a few lines of YAML can make a billion lists of one another
 # What reading a damaged zip raises (RuntimeError: one that wants a password), and which of it is not the zip's fault.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, ValueError, EOFError)
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
@@ -157,7 +159,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     for entry in _parsed(folder / "core.yaml", yaml.safe_load, "icl_tasks"):
         shots, label = entry.get("num_fewshot"), entry.get("label")
         if not isinstance(label, str) or label not in baselines:
-            raise UserError(f"{path} has no row for {reprlib.repr(label)}: add one, with what blind choice reaches")
+            raise UserError(f"{path} has no row for {SHOWN.repr(label)}: add one, with what blind choice reaches")
         listed.append({"continuation_delimiter": " ", **entry, "random_baseline_pct": _number(baselines[label]),
                        "num_fewshot": shots[0] if isinstance(shots, list) and shots else shots})
     return listed
@@ -167,7 +169,8 @@ def _parsed(path: Path, parse: Callable[[str], Any], key: str) -> list[dict[str,
     try:
         listed = parse(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as e:
-        raise UserError(f"{path} is no list of tasks ({type(e).__name__}: {e}): {REMEDY}") from e
+        what = " ".join(f"{type(e).__name__}: {e}".split())  # what is wrong with YAML is told on several lines
+        raise UserError(f"{path} is no list of tasks ({what}): {REMEDY}") from e
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise UserError(f'{path}: "{key}" must be a list of objects: {REMEDY}')
     return listed
@@ -185,18 +188,21 @@ def _load_task(folder: Path, entry: dict[str, Any]) -> CoreTask:
               "random_baseline_pct": (int, float)}
     for key, kind in wanted.items():
         if not isinstance(entry.get(key), kind) or isinstance(entry[key], bool):
-            raise UserError(f"{folder}: task {reprlib.repr(entry.get('label'))} needs {key}, not "
-                            f"{reprlib.repr(entry.get(key))}: {REMEDY}")
+            raise UserError(f"{folder}: task {SHOWN.repr(entry.get('label'))} needs {key}, not "
+                            f"{SHOWN.repr(entry.get(key))}: {REMEDY}")
     label, uri, percent = entry["label"], PurePosixPath(entry["dataset_uri"]), entry["random_baseline_pct"]
     if entry["icl_task_type"] not in CHECKS:
         raise UserError(f"{folder}: task {label} is of kind {entry['icl_task_type']!r}: known are {', '.join(CHECKS)}")
     if uri.is_absolute() or ".." in uri.parts:
         raise UserError(f"{folder}: task {label} lies outside of the bundle ({uri}): {REMEDY}")
     if not 0 <= percent < 100 or not 0 <= entry["num_fewshot"] <= 1000:
-        raise UserError(f"{folder}: task {label} has num_fewshot={reprlib.repr(entry['num_fewshot'])} and "
-                        f"random_baseline_pct={reprlib.repr(percent)}: wanted are 0 to 1000 and 0 to below 100")
+        raise UserError(f"{folder}: task {label} has num_fewshot={SHOWN.repr(entry['num_fewshot'])} and "
+                        f"random_baseline_pct={SHOWN.repr(percent)}: wanted are 0 to 1000 and 0 to below 100")
     kind = entry["icl_task_type"]
-    rows = load_jsonl(folder / "eval_data" / uri, CHECKS[kind])
+    try:
+        rows = load_jsonl(folder / "eval_data" / uri, CHECKS[kind])
+    except OSError as e:
+        raise UserError(f"{folder}: the rows of task {label} cannot be read ({e.strerror}): {REMEDY}") from e
     return CoreTask(label, kind, entry["num_fewshot"], entry["continuation_delimiter"], percent / 100, rows)
 
 
