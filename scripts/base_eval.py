@@ -90,9 +90,10 @@ def main(config: Config) -> None:
 
 
 def model_name(of: dict[str, Any]) -> str:
-    """A name for files: `{"source": "base", "model_tag": "d4", "step": 1300} -> "base_d4_001300"`."""
+    """A name for files: `{"source": "base", "model_tag": "d4", "step": 1300} -> "base_d4_001300"`, and of a path its
+    end: `{"hf_path": "../my model"} -> "my_model"`."""
     if "hf_path" in of:
-        return re.sub(r"[^\w.-]+", "_", of["hf_path"]).strip("_.")
+        return re.sub(r"[^\w.-]+", "_", of["hf_path"]).strip("_.")[-100:] or "model"
     return f"{of['source']}_{of['model_tag']}_{of['step']:06d}"
 
 

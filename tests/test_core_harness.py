@@ -287,3 +287,12 @@ def test_base_eval_finds_the_same_on_two_ranks_and_with_the_export(made, monkeyp
     logged = [json.loads((made.base / "report" / f"{stage}.json").read_text(encoding="utf-8"))
               for stage in ("base_eval", f"base_eval_{of_export.stem}")]
     assert logged[0]["core"] == logged[1]["core"] and logged[0]["metrics"] == logged[1]["metrics"]
+
+
+@pytest.mark.parametrize(("of", "name"), [
+    ({"source": "sft", "model_tag": "d4", "step": 1300}, "sft_d4_001300"), ({"hf_path": "../my model/"}, "my_model"),
+    ({"hf_path": "openai-community/gpt2"}, "openai-community_gpt2"), ({"hf_path": ".."}, "model"),
+    ({"hf_path": "/deep" * 200}, "_deep" * 20),
+])
+def test_every_model_has_a_name_for_its_file(of, name):
+    assert base_eval.model_name(of) == name
