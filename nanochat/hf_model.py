@@ -70,12 +70,16 @@ class HFTokenizer:
 
 def load_hf(path: str, device: torch.device, dtype: torch.dtype) -> tuple[HFModel, HFTokenizer]:
     """The model in a folder or of that name on the hub (what is missing is fetched). UserError where that fails."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    try:  # without trust_remote_code=False it would ask the person at the keyboard whether to run a model's own code
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+        if loaded["missing_keys"]:  # they would be random
+            raise ValueError(f"its weights lack {min(loaded['missing_keys'])}")
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as e:
         reason = str(e).strip().split("\n")[0]
         raise UserError(f"--hf_path={path} cannot be loaded: {reason} (give a folder, or OWNER/NAME on the hub, of a "
                         "causal language model whose weights are safetensors)") from e

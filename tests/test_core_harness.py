@@ -12,18 +12,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nanochat.checkpoint_manager import model_config_dict, save_checkpoint
+from nanochat.common import UserError
 from nanochat.core_eval import make_questions, render_prompts, score
 from nanochat.export import export_model
 from nanochat.gpt import GPT
+from nanochat.hf_model import load_hf
 from nanochat.loss_eval import evaluate_loss
 from nanochat.task_eval import spread
 from nanochat.tokenizer import RustBPETokenizer, pick_tokenizer_class
@@ -196,7 +201,7 @@ def made(tmp_path_factory):
     tasks = own_tasks() + (real_tasks(base / "core") if DATA else [])
     texts = [prompt.context for task in tasks for i in spread(len(task.rows), EXAMPLES)
              for prompt in render_prompts(task, i)]
-    tokenizer = pick_tokenizer_class().train_from_iterator(iter(texts + TEXT), 2048)
+    tokenizer = pick_tokenizer_class().train_from_iterator(iter(texts + TEXT), 2048 if DATA else 380)
     model = small_model(tokenizer, sequence_len=CONTEXT).eval()
     tasks.append(likeliest_task(model, tokenizer))
     asked = {task.label: for_harness(task, folder) for task in tasks}
@@ -287,6 +292,40 @@ def test_base_eval_finds_the_same_on_two_ranks_and_with_the_export(made, monkeyp
     logged = [json.loads((made.base / "report" / f"{stage}.json").read_text(encoding="utf-8"))
               for stage in ("base_eval", f"base_eval_{of_export.stem}")]
     assert logged[0]["core"] == logged[1]["core"] and logged[0]["metrics"] == logged[1]["metrics"]
+
+
+def changed(text: str, replacement: str) -> Callable[[Path], object]:
+    """What replaces a part of an export's config.json."""
+    return lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text(encoding="utf-8").replace(text, replacement), encoding="utf-8")
+
+
+def without_its_head(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+OWN_CODE = '"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}, "model_type": "mine"'
+
+
+@pytest.mark.parametrize(("harm", "words"), [
+    (without_its_head, "weights lack lm_head.weight"),  # transformers would make it up
+    (changed('"model_type": "nanochat"', OWN_CODE), "contains custom code"),
+    (changed('"hidden_size": 32', '"hidden_size": 64'), "mismatched"), (changed("{", "["), "not a valid JSON"),
+    (lambda folder: os.truncate(folder / "model.safetensors", 1000), "header"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}", encoding="utf-8"), "cannot be loaded"),
+], ids=lambda value: value[:20] if isinstance(value, str) else "")
+def test_a_model_that_cannot_be_loaded_rightly_is_one_line(made, tmp_path, monkeypatch, harm, words):
+    """Nobody is asked whether its code may run, and none runs."""
+    folder = shutil.copytree(made.base / "export", tmp_path / "model")
+    (folder / "code.py").write_text("raise SystemExit('the code of the model has run')", encoding="utf-8")
+    harm(folder)
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    with pytest.raises(UserError, match=words) as e:
+        load_hf(str(folder), torch.device("cpu"), torch.float32)
+    assert "\n" not in str(e.value) and str(e.value).startswith(f"--hf_path={folder}")
 
 
 @pytest.mark.parametrize(("of", "name"), [
