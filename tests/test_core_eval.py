@@ -78,7 +78,7 @@ class Keeping(Transformer):
 @given(st.integers(0, 2**32), st.sampled_from(KINDS), st.sampled_from([16, 48, 160]))
 def test_all_ways_find_what_the_reference_finds(seed, kind, sequence_len):
     """Random tasks, one prompt after the other with a plain softmax: the same tokens, nats and predictions, whatever is
-    computed together, and through a model of `transformers` too. trap: slice-bounds"""
+    computed together, and through a model of `transformers` too."""
     task, gpt = random_task(random.Random(seed), kind), model(sequence_len)
     everything = range(len(task.rows))
     expected = [reference.scores(gpt, task, i, tokenizer(), sequence_len) for i in everything]
@@ -176,7 +176,7 @@ def test_a_prompt_that_is_too_long_loses_the_oldest_and_keeps_bos():
 def test_something_is_scored_whatever_is_empty():
     assert make_question([([0], [0])], 8) == Question([], [[0, 0]], [1], False)  # no text at all: that it ends
     assert make_question([([0, 1, 2], [0, 1, 2])], 8).scored == [1]  # no answer: the last of what stands before
-    assert make_question([([0, 1, 2], [0, 1, 3])], 8).scored == [1]  # the blank has become one token with what precedes
+    assert make_question([([0, 1, 2], [0, 1, 3, 4])], 8).scored == [2]  # the blank has become one token with what precedes
     task = CoreTask("empty", "multiple_choice", 1, "", 0.5, [{"query": "", "choices": ["", ""], "gold": 0}] * 2)
     assert evaluate_task(model(16), tokenizer(), task).right == [True, True]  # equal choices: the first
 
