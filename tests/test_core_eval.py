@@ -176,7 +176,7 @@ def test_a_prompt_that_is_too_long_loses_the_oldest_and_keeps_bos():
 def test_something_is_scored_whatever_is_empty():
     assert make_question([([0], [0])], 8) == Question([], [[0, 0]], [1], False)  # no text at all: that it ends
     assert make_question([([0, 1, 2], [0, 1, 2])], 8).scored == [1]  # no answer: the last of what stands before
-    assert make_question([([0, 1, 2], [0, 1, 3, 4])], 8).scored == [2]  # the blank has become one token with what precedes
+    assert make_question([([0, 1, 2], [0, 1, 3, 4])], 8).scored == [2]  # the blank is one token with what precedes
     task = CoreTask("empty", "multiple_choice", 1, "", 0.5, [{"query": "", "choices": ["", ""], "gold": 0}] * 2)
     assert evaluate_task(model(16), tokenizer(), task).right == [True, True]  # equal choices: the first
 
