@@ -283,14 +283,15 @@ def test_the_report_can_say_what_held_it():
 # trap: Sandbox (children that outlive the run)
 @needs_box
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_nothing_outlives_a_parent_that_is_killed(unsafe):
+def test_nothing_outlives_a_parent_that_is_killed(unsafe, tmp_path):
     """SIGKILL of the grading process while a candidate sleeps, deaf to signals; without a sandbox its channel ends."""
     mark = f"sleeper_{random.SystemRandom().randrange(2**60)}"
     source = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\n"
     source += f"def {mark}(x):\n    time.sleep(1 if {unsafe} else 1e6)\n"
     code = "import sys\nfrom nanochat.execution import Limits, run_tests\n"
     code += f"run_tests({source!r}, {mark!r}, {TWICE!r}, Limits(seconds=1e6), unsafe={unsafe})"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}  # where it leaves its files
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env)
     try:
         wait_for(lambda: len(alive(mark)) >= (2 if unsafe else 3))  # the parent's command line has it too
         time.sleep(0.3)
