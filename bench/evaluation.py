@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.helper
 from nanochat import configurator
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.core_eval import (
-    BATCH_TOKENS,
     RENDER,
     Question,
     is_right,
@@ -66,8 +65,8 @@ class Config:
     """Tokens of its vocabulary."""
     max_seq_len: int = 2048
     """Its context."""
-    batch_tokens: int = BATCH_TOKENS
-    """Positions computed together."""
+    batch_tokens: int = 0
+    """Positions computed together (0: what suits the device)."""
     dtype: str = "auto"
     """Compute dtype."""
     device_type: str = ""
@@ -168,8 +167,8 @@ def table(figures: dict[str, Any]) -> Table:
 
 
 def main(config: Config) -> None:
-    check_at_least(1, examples=config.examples, rounds=config.rounds, depth=config.depth,
-                   batch_tokens=config.batch_tokens)
+    check_at_least(1, examples=config.examples, rounds=config.rounds, depth=config.depth)
+    check_at_least(0, batch_tokens=config.batch_tokens)
     data = os.environ.get("NANOCHAT_TEST_DATA", "")
     core = config.core or (str(Path(data) / "core") if data else "")
     tasks = [replace(task, rows=list(task.rows)) for task in load_bundle("pocket", core)]

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from nanochat import configurator
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import check_at_least, compute_init, get_base_dir, print0, resolve_dtype
-from nanochat.core_eval import BATCH_TOKENS, CoreResult, core_metric, evaluate_core
+from nanochat.core_eval import CoreResult, core_metric, evaluate_core
 from nanochat.files import atomic_write
 from nanochat.hf_model import load_hf
 from nanochat.ranks import on_rank0
@@ -44,8 +44,9 @@ class Config:
     """Another bundle: a folder, a .zip, or hub:OWNER/NAME."""
     max_per_task: int = -1
     """At most so many examples a task, evenly spaced (-1: all)."""
-    batch_tokens: int = BATCH_TOKENS
-    """Positions computed together: lower it when memory runs out, the result stays the same."""
+    batch_tokens: int = 0
+    """Positions computed together: lower it when memory runs out, the result stays the same (0: 2 048 on a CPU,
+    32 768 on a GPU)."""
     model_tag: str = ""
     """Name of the model (default: the largest)."""
     step: int = -1
@@ -57,7 +58,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    check_at_least(1, batch_tokens=config.batch_tokens)
+    check_at_least(0, batch_tokens=config.batch_tokens)
     start = time.monotonic()
     _, _, _, _, device = compute_init(config.device_type)
     tasks = load_bundle(config.data, config.core)  # before the model: what is missing is fetched here
