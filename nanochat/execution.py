@@ -273,4 +273,5 @@ class _Trial:
         secret, _, said = lines[1].partition(" ") if len(lines) == 3 and lines[0] == "ready" else ("", "", "")
         if secret != self.secret:
             return "no verdict: the judge ended without one"
-        return "" if said == "passed" else said.removeprefix("failed: ")
+        # of all that can be said one thing only is a pass: a failure without a reason is none
+        return "" if said == "passed" else said.removeprefix("failed: ").strip() or "no reason"

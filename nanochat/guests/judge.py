@@ -67,8 +67,16 @@ class Proxy:
         return message[1:]
 
     def fail(self, problem: str) -> None:
-        self.problem = problem
-        raise Broken(problem)
+        self.problem = in_words(problem)
+        raise Broken(self.problem)
+
+
+def in_words(reason: str) -> str:
+    """One line of a reason, never an empty one, which would be no failure: `" a\\n b" -> "a b"`, `"" -> "no reason"`.
+
+    The candidate's process writes some of them, and may write nothing but blanks.
+    """
+    return " ".join(reason.split())[:500] or "no reason"
 
 
 def load():
@@ -85,7 +93,7 @@ def judge(checks, proxy: Proxy) -> str:
     try:
         checks.check(proxy)
     except (Broken, CandidateError) as e:
-        return proxy.problem or str(e)
+        return proxy.problem or in_words(str(e))
     except AssertionError:
         return proxy.problem or "wrong answer"
     except BaseException as e:  # len(None), and the like: what came back is not what the tests expect
@@ -103,7 +111,7 @@ def main() -> None:
     checks, reason = load()
     os.write(verdict, b"ready\n")  # without a sandbox our files are removed now, before the candidate is started
     reason = reason or judge(checks, Proxy(reading, writing))
-    said = f"failed: {' '.join(reason[:500].split())}" if reason else "passed"
+    said = f"failed: {in_words(reason)}" if reason else "passed"
     os.write(verdict, f"{secret} {said}\n".encode("ascii", "backslashreplace"))
 
 
