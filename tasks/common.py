@@ -39,7 +39,6 @@ class Task:
 
     published = False  # whether the hub has a set for it; else its rows come from the pocket world when data is there
     eval_type: str | None = None  # "generative": write an answer; "categorical": choose a letter; None: training only
-    runs_in = ""  # where answers that are programs run, for reports: "bubblewrap 0.8.0", or "UNSAFE: ..."
 
     def __init__(self, start: int = 0, stop: int | None = None, step: int = 1) -> None:
         if start < 0 or step < 1 or (stop is not None and stop < 0):
@@ -58,6 +57,11 @@ class Task:
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether `completion` (the assistant's ordinary text, no tool calls) answers `conversation`."""
         raise UserError(f"{type(self).__name__} has no right answers to grade: use it for training only")
+
+    @property
+    def runs_in(self) -> str:
+        """Where answers that are programs run, for reports: "bubblewrap 0.8.0, ...", or "UNSAFE: ..."; "": none are."""
+        return ""
 
     def obstacle(self) -> str:
         """Why answers cannot be graded on this machine, and the remedy, in one line; "" where they can."""

@@ -4,7 +4,8 @@ A row of `humaneval/HumanEval.jsonl` (or .jsonl.gz; Chen et al. 2021, arXiv:2107
     {"task_id": "HumanEval/53", "entry_point": "add", "prompt": "def add(x: int, y: int):\\n    \\"\\"\\"Add two ...",
      "canonical_solution": "    return x + y\\n", "test": "def check(candidate):\\n    assert candidate(0, 1) == 1\\n"}
 
-The answer's code runs under bubblewrap, or is refused (nanochat/execution.py; `unsafe=True` runs it without).
+The answer's code runs under bubblewrap, or is refused where that is missing (nanochat/execution.py); with `unsafe=True`
+it runs there without.
 
 Look at one: `python -m tasks.catalog humaneval --split=test`.
 """
@@ -16,6 +17,7 @@ import re
 import textwrap
 from typing import Any
 
+from nanochat import sandbox
 from nanochat.common import UserError
 from nanochat.execution import Limits, Verdict, require, run_tests
 from tasks.common import Conversation, Task
@@ -25,7 +27,7 @@ FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTA
 
 
 class HumanEval(Task):
-    """`HumanEval("test")`. `unsafe`: run the answers without a sandbox, which can do to this machine what we can."""
+    """`HumanEval("test")`. `unsafe`: where there is no sandbox, run the answers without; they can do what we can."""
 
     published = True
     eval_type = "generative"
@@ -42,11 +44,18 @@ class HumanEval(Task):
         super().__init__(**slicing)
         if split != "test":
             raise UserError(f"HumanEval has no {split} split: choose test")
-        self.unsafe, self.limits = unsafe, limits or Limits()
+        self.unsafe, self.limits = unsafe and bool(sandbox.problem()), limits or Limits()
         self.rows = task_rows(
             data, "humaneval/HumanEval.jsonl", _check, hub=("openai/openai_humaneval", "openai_humaneval/test-")
         )
         self.content = self.rows.fingerprint
+
+    @property
+    def runs_in(self) -> str:
+        return sandbox.describe(self.unsafe)
+
+    def obstacle(self) -> str:
+        return "" if self.unsafe else sandbox.problem()
 
     def num_examples(self) -> int:
         return len(self.rows)

@@ -254,7 +254,10 @@ class Programs(Sums):
     def __init__(self, n: int, unsafe: bool = False, **slicing):
         super().__init__(n, **slicing)
         self.unsafe = unsafe
-        self.runs_in = "UNSAFE: no sandbox" if unsafe else "bubblewrap 0.8.0"
+
+    @property
+    def runs_in(self):
+        return "UNSAFE: no sandbox" if self.unsafe else "bubblewrap 0.8.0"
 
     def obstacle(self):
         return "" if self.unsafe else self.no_sandbox

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from nanochat import sandbox
 from nanochat.common import UserError
+from nanochat.eval_result import EvalResult
 from nanochat.pocket import programs
+from scripts import chat_eval
 from tasks import humaneval, rows
 from tasks.humaneval import HumanEval, program_of
 from tests.box import needs_box
@@ -188,4 +190,18 @@ def test_without_a_sandbox_it_is_refused_or_asked_for(tmp_path, monkeypatch, tas
     gold = conversation["messages"][-1]["content"]
     with pytest.raises(UserError, match="--unsafe_execution"):
         task.evaluate(conversation, gold)
-    assert HumanEval(data=str(tmp_path), unsafe=True).evaluate(conversation, gold)
+    assert task.obstacle() == "bubblewrap is not installed"  # known before anything is generated
+    unsafe = HumanEval(data=str(tmp_path), unsafe=True)
+    assert unsafe.evaluate(conversation, gold) and unsafe.obstacle() == ""
+    assert programs_ran_in(unsafe) == "UNSAFE: without a sandbox"
+
+
+@needs_box
+def test_where_there_is_a_sandbox_it_is_used_whatever_is_allowed(tmp_path, task):
+    for found in (task, HumanEval(data=str(tmp_path), unsafe=True)):
+        assert found.obstacle() == "" and programs_ran_in(found).startswith("bubblewrap ")
+
+
+def programs_ran_in(task: HumanEval) -> str:
+    """What a report says of it."""
+    return chat_eval.record([EvalResult("humaneval", [0])], {"humaneval": task}, "pocket")["programs_ran_in"]
