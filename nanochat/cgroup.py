@@ -130,7 +130,7 @@ class MemoryGroup:
             raise
 
     def _write(self, name: str, value: int) -> None:
-        with open(self.path / name, "w", encoding="ascii") as f:
+        with open(self.path / name, "r+", encoding="ascii") as f:  # "w" would make it in a folder that is no group
             f.write(str(value))
 
     def add(self, pid: int) -> None:

@@ -103,7 +103,10 @@ def version() -> str:
     path = shutil.which("bwrap")
     if path is None:
         return ""
-    said = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60).stdout
+    try:
+        said = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):  # for another processor, for example
+        return ""
     found = re.search(rb"[0-9]+(\.[0-9]+)+", said)
     return found[0].decode() if found else ""
 
@@ -120,26 +123,31 @@ def problem() -> str:
     if find_python() is None:
         return ("root's Python is below a folder that only root may enter, and there is no other (3.10 or newer): "
                 "install one (on Debian: apt-get install python3)")
-    reading, writing = os.pipe()
-    try:
-        try:
-            child = start("program.py", [], {"solution.py": b"print('works')"}, Limits(), stdout=writing,
-                          stderr=writing, trial=True)
-        finally:
-            os.close(writing)
-        with open(reading, "rb", closefd=False) as f:
-            said = f.read(4096).decode("utf-8", "replace").strip()
-        child.end()
-    except (OSError, UserError) as e:
-        said = str(e)
-    finally:
-        os.close(reading)
-    if said == "works":
+    said, failure = _trial()
+    if said == "works" and not failure:
         return ""
-    last = said.splitlines()[-1] if said else "it said nothing"
+    last = said.splitlines()[-1] if said else failure or "it said nothing"  # bubblewrap's own words know more than ours
     return (f"bubblewrap does not work here ({last}): allow user namespaces (sysctl "
             "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; start a container "
             "with --security-opt seccomp=unconfined)")
+
+
+def _trial() -> tuple[str, str]:
+    """`(what it printed, why it failed)` of a sandboxed program: `("works", "")`."""
+    reading, writing = os.pipe()
+    child, failure = None, ""
+    with open(reading, "rb") as f:
+        try:
+            child = start("program.py", [], {"solution.py": b"print('works')"}, Limits(), stdout=writing,
+                          stderr=writing, trial=True)
+        except (OSError, UserError) as e:
+            failure = str(e)
+        finally:
+            os.close(writing)
+        said = f.read(4096).decode("utf-8", "replace").strip()
+        if child:
+            child.end()
+    return said, failure
 
 
 def describe(unsafe: bool = False) -> str:

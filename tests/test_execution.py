@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,17 +258,19 @@ def test_without_bubblewrap_it_is_refused_unless_asked_for(no_bubblewrap):
     assert sandbox.describe(unsafe=True) == "UNSAFE: without a sandbox"
 
 
-def test_a_bubblewrap_that_does_not_work_or_is_too_old_is_named(no_bubblewrap, tmp_path):
-    fake = tmp_path / "bwrap"
-    fake.write_text("#!/bin/sh\necho bubblewrap 0.4.1\n", encoding="utf-8")
-    fake.chmod(0o755)
-    assert "bubblewrap 0.4.1 is too old" in sandbox.problem()
+def test_a_bubblewrap_that_does_not_work_or_is_too_old_is_named(no_bubblewrap, monkeypatch):
     script = '[ "$1" = --version ] && echo bubblewrap 0.9.0 && exit\necho "bwrap: No permissions" >&2\nexit 1\n'
-    fake.write_text(f"#!/bin/sh\n{script}", encoding="utf-8")
-    tmp_path.chmod(0o755)
-    for function in (sandbox.version, sandbox.problem):
-        function.cache_clear()
-    assert "does not work here" in sandbox.problem()
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is root's alone, as whom bubblewrap does not run
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("PATH", folder)
+        for content, problem in ((b"#!/bin/sh\necho bubblewrap 0.4.1\n", "bubblewrap 0.4.1 is too old"),
+                                 (b"#!/bin/sh\n" + script.encode(), "does not work here (bwrap: No permissions)"),
+                                 (b"for another processor", "bubblewrap is not installed")):
+            (Path(folder) / "bwrap").write_bytes(content)
+            (Path(folder) / "bwrap").chmod(0o755)
+            for function in (sandbox.version, sandbox.problem):
+                function.cache_clear()
+            assert problem in sandbox.problem()
 
 
 @needs_box
@@ -316,6 +319,14 @@ def test_groups_of_processes_that_are_gone_are_removed():
     assert not any(path.exists() for path in left) and kept.path.exists()
     kept.remove()
     assert not kept.path.exists()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_folder_of_plain_files_is_no_control_group(tmp_path, version):
+    """As /sys/fs/cgroup is, in which version 1 has its hierarchies: files made there would bound nothing."""
+    with pytest.raises(OSError):
+        cgroup.MemoryGroup((tmp_path, version), 64 << 20)
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(true, seconds: float = 60) -> None:
