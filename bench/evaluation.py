@@ -28,15 +28,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.helpers: the installed project leaves it out
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a checkout that is not installed, too
 
 from nanochat import configurator
 from nanochat.common import check_at_least, compute_init, print0, resolve_dtype
 from nanochat.core_eval import (
     RENDER,
     Question,
-    is_right,
     make_questions,
+    predict,
     render_prompts,
     score,
     score_plainly,
@@ -100,7 +100,7 @@ def make_model(config: Config, tasks: list[CoreTask]) -> tuple[GPT, Any]:
 class Timed:
     wall: float
     cpu: float
-    right: list[bool]
+    predictions: list[int]  # which choice; of a text to be gone on with, whether every token was the likeliest
     nats: list[float]
 
 
@@ -110,10 +110,11 @@ def timed(model: GPT, tokenizer: Any, task: CoreTask, asked: list[int],
     wall, cpu = time.perf_counter(), time.process_time()
     questions = make_questions([render_prompts(task, i) for i in asked], tokenizer, model.config.sequence_len)
     scores = way(questions)
-    right = [is_right(task, i, found) for i, found in zip(asked, scores, strict=True)]
+    predictions = [found[0].greedy if task.kind == "language_modeling" else predict(found) for found in scores]
     if model.get_device().type == "cuda":
         torch.cuda.synchronize()
-    return Timed(time.perf_counter() - wall, time.process_time() - cpu, right, [s.nats for q in scores for s in q])
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Timed(wall, cpu, predictions, [s.nats for q in scores for s in q])
 
 
 def measure(config: Config, model: GPT, tokenizer: Any, tasks: list[CoreTask]) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def measure(config: Config, model: GPT, tokenizer: Any, tasks: list[CoreTask]) -
                 sums[r][way][1] += found[way].cpu
                 by_task[task.label][way] += found[way].wall
             a, b = found.values()
-            mismatches += sum(x != y for x, y in zip(a.right, b.right, strict=True))
+            mismatches += sum(x != y for x, y in zip(a.predictions, b.predictions, strict=True))
             apart = max([apart, *(abs(x - y) for x, y in zip(a.nats, b.nats, strict=True))])
         print0(f"round {r + 1} of {config.rounds}: " + ", ".join(f"{w} {sums[r][w][0]:.1f} s" for w in WAYS))
     n = sum(map(len, asked.values()))
