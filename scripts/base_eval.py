@@ -16,6 +16,7 @@ import csv
 import io
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from nanochat.files import atomic_write
 from nanochat.hf_model import load_hf
 from nanochat.ranks import on_rank0
 from nanochat.report import get_report
-from tasks.core_bundle import load_bundle
+from tasks.core_bundle import CoreTask, load_bundle
 
 
 @dataclass
@@ -74,7 +75,7 @@ def main(config: Config) -> None:
                                 batch_tokens=config.batch_tokens):
         results.append(result)
         print0(f"{result.label}: {result.accuracy:.1%} of {result.n}, centred {result.centered:+.3f}")
-    core, data = core_metric(results), config.core or config.data
+    core, data = core_metric(results), source_of(tasks, config)
     print0(f"CORE ({data}) {core:.4f}")
     name = model_name(of)
     path = get_base_dir() / "base_eval" / f"{name}.csv"
@@ -88,6 +89,11 @@ def main(config: Config) -> None:
         "core_bars": {"title": "accuracy, centred on blind choice", "groups": [r.label for r in results],
                       "series": {"centred": [r.centered for r in results]}},
     })
+
+
+def source_of(tasks: Sequence[CoreTask], config: Config) -> str:
+    """Whose tasks these are, for labels: "pocket" by their own names too, since `--core` may name that folder."""
+    return "pocket" if any(task.label.startswith("pocket_") for task in tasks) else config.core or config.data
 
 
 def model_name(of: dict[str, Any]) -> str:

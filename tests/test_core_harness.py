@@ -335,3 +335,12 @@ def test_a_model_that_cannot_be_loaded_rightly_is_one_line(made, tmp_path, monke
 ])
 def test_every_model_has_a_name_for_its_file(of, name):
     assert base_eval.model_name(of) == name
+
+
+@pytest.mark.parametrize(("label", "core", "data", "source"), [
+    ("arc_easy", "", "FOLDER", "FOLDER"), ("arc_easy", "b.zip", "FOLDER", "b.zip"),
+    ("pocket_sums", "", "pocket", "pocket"), ("pocket_sums", "/base/pocket_data/core", "FOLDER", "pocket"),
+])
+def test_figures_of_the_pocket_bundle_have_its_label_wherever_it_lies(label, core, data, source):
+    task = CoreTask(label, "language_modeling", 0, " ", 0.0, [])
+    assert base_eval.source_of([task], base_eval.Config(core=core, data=data)) == source
