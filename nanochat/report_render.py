@@ -212,17 +212,25 @@ def _pocket(*labels: str | None) -> str:
     return " (pocket)" if set(labels) == {"pocket"} else " (pocket in part)"
 
 
+def _sampled(stage: dict, setting: str) -> str:
+    """Whether not all was asked of each task: `{"config": {"max_per_task": 5}} -> ", at most 5 a task"`, else ""."""
+    most = (stage.get("config") or {}).get(setting)
+    return f", at most {most} a task" if isinstance(most, int) and most > 0 else ""
+
+
 def _on_top(card: dict) -> list[list[str]]:
     """The figures that stand for the whole: bits per byte, CORE, ChatCORE of each model that was evaluated."""
     stages = card["stages"]
     by = next((stages[s] for s in ("base_loss", "base_train") if stages.get(s, {}).get("val_bpb") is not None), {})
     rows = [["validation bits per byte, base" + _pocket(by.get("data")), _number(card["val_bpb"])]]
     if "base_eval" in stages:
-        rows.append(["CORE, base" + _pocket(stages["base_eval"]["data"]), _number(card["core"])])
+        by = stages["base_eval"]
+        rows.append([f"CORE, base{_sampled(by, 'max_per_task')}{_pocket(by['data'])}", _number(card["core"])])
     for source, value in card["chatcore"].items():
         stage, metrics = stages.get(f"chat_eval_{source}", {}), card["metrics"].get(source, {})
         data = [metrics[task].get("data") for task in stage.get("chatcore_tasks") or [] if task in metrics]
-        rows.append([f"ChatCORE, {source}" + _pocket(*data or [stage.get("data")]), _number(value)])
+        asked = _sampled(stage, "max_problems")
+        rows.append([f"ChatCORE, {source}{asked}{_pocket(*data or [stage.get('data')])}", _number(value)])
     return rows
 
 

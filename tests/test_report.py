@@ -97,9 +97,18 @@ def test_core_and_chatcore_stand_on_top_with_their_own_labels(report):
     assert "| validation bits per byte, base (pocket) | 1.25 |" in top
     assert "| CORE, base | 0.1234 |" in top and "| ChatCORE, mid (pocket) | 0.375 |" in top
     assert "| ChatCORE, sft (pocket in part) | 0.4 |" in top and "| ChatCORE, rl |  |" in top  # blank, not 0
-    report.log("base_eval", {"data": "pocket", "core": None})
+    report.log("base_eval", {"data": "pocket", "core": None, "config": {"max_per_task": -1}})
     report.generate()
     assert "| CORE, base (pocket) |  |" in (report.folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_figures_of_a_part_of_the_questions_say_so(report):
+    report.log("base_eval", {"data": "pocket", "core": 0.5, "config": {"max_per_task": 5}})
+    report.log("chat_eval_sft", {"data": "hub", "chatcore": 0.4, "config": {"max_problems": 8}})
+    report.generate()
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "| CORE, base, at most 5 a task (pocket) | 0.5 |" in markdown
+    assert "| ChatCORE, sft, at most 8 a task | 0.4 |" in markdown
 
 
 def test_what_could_not_run_or_be_graded_is_said_and_is_no_zero(report):
