@@ -1,4 +1,4 @@
-"""bench/evaluation.py from end to end: a tiny model, two tasks."""
+"""bench/evaluation.py from end to end: a tiny model, a task of each kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from nanochat.core_eval import Score
-from tests.small_bundle import write_bundle
+from tasks.core_bundle import CoreTask
+from tests.core_trials import write_bundle
+
+TASKS = [
+    CoreTask("choose", "multiple_choice", 2, "\nAnswer: ", 1 / 3, [
+        {"query": f"{i} + {i} is", "choices": [str(2 * i), "not known to anybody", str(2 * i + 1)], "gold": i % 3}
+        for i in range(12)]),
+    CoreTask("which", "schema", 2, " ", 0.5, [
+        {"context_options": [f"The fox ate {i} hens, so the fox", f"The fox ate {i} hens, so the dog"],
+         "continuation": "was full.", "gold": i % 2} for i in range(9)]),
+    CoreTask("go_on", "language_modeling", 2, " ", 0.0, [
+        {"context": f"Count: {i} {i + 1} {i + 2}", "continuation": str(i + 3)} for i in range(7)]),
+]
 
 
 @pytest.fixture
@@ -20,7 +32,7 @@ def bench(monkeypatch):
 
 def run(bench, capsys, folder) -> tuple[list[str], dict]:
     """`(lines before the last one, what that says)`."""
-    bench.main(bench.Config(core=str(write_bundle(folder)), examples=5, rounds=2, depth=1, vocab_size=300,
+    bench.main(bench.Config(core=str(write_bundle(folder, TASKS)), examples=5, rounds=2, depth=1, vocab_size=300,
                             max_seq_len=64, dtype="float32"))
     *before, last = capsys.readouterr().out.splitlines()
     return before, json.loads(last)
