@@ -322,19 +322,25 @@ def remove_tree(top: Path) -> None:
     """
     with contextlib.suppress(OSError):
         pool = Path(tempfile.mkdtemp(prefix="nanochat-removing-", dir=top.parent))
-        waiting, numbers = [pool / "0"], count(1)
-        os.rename(top, waiting[0])
-        while waiting:
-            folder = waiting.pop()
-            with contextlib.suppress(OSError):
-                with os.scandir(folder) as entries:
-                    for entry in list(entries):
-                        with contextlib.suppress(OSError):
-                            if entry.is_dir(follow_symlinks=False):
-                                os.chmod(entry.path, 0o700)
-                                waiting.append(pool / str(next(numbers)))
-                                os.rename(entry.path, waiting[-1])
-                            else:
-                                os.unlink(entry.path)
-                os.rmdir(folder)
-        os.rmdir(pool)
+        try:
+            _remove_by(pool, top)
+        finally:
+            os.rmdir(pool)
+
+
+def _remove_by(pool: Path, top: Path) -> None:
+    waiting, numbers = [pool / "0"], count(1)
+    os.rename(top, waiting[0])
+    while waiting:
+        folder = waiting.pop()
+        with contextlib.suppress(OSError):
+            with os.scandir(folder) as entries:
+                for entry in list(entries):
+                    with contextlib.suppress(OSError):
+                        if entry.is_dir(follow_symlinks=False):
+                            os.chmod(entry.path, 0o700)
+                            waiting.append(pool / str(next(numbers)))
+                            os.rename(entry.path, waiting[-1])
+                        else:
+                            os.unlink(entry.path)
+            os.rmdir(folder)
