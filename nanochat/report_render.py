@@ -249,6 +249,15 @@ def _results(card: dict) -> list[str]:
             markdown_table(["task", *sources], rows)]
 
 
+def _evaluated(model: object) -> str:
+    """Which model an evaluation was of: `{"source": "sft", "model_tag": "d4", "step": 160} -> "sft d4, step 160"`."""
+    if not isinstance(model, dict):
+        return ""
+    if "step" in model:
+        return f"{model.get('source', '')} {model.get('model_tag', '')}, step {model['step']}".strip()
+    return str(model.get("hf_path", ""))  # else it is a configuration, of a stage that made one
+
+
 def _stage_section(name: str, record: dict, entry: dict, pictures: list[str]) -> list[str]:
     label = (" (pocket)" if entry.get("data") == "pocket" else "") + (" · STALE" if entry["stale"] else "")
     out = [f"## {name}{label}"]
@@ -261,6 +270,8 @@ def _stage_section(name: str, record: dict, entry: dict, pictures: list[str]) ->
     scalars = [[k, _number(v)] for k, v in entry.items()
                if k not in hidden and not isinstance(v, (dict, list))]
     scalars = [[k, _bytes(entry[k])] if k.endswith("memory_bytes") else [k, text] for k, text in scalars]
+    if (of := _evaluated(entry.get("model"))):
+        scalars.insert(0, ["model", of])
     if scalars:
         out.append(markdown_table(["", ""], scalars))
     for table in shown(record, "table").values():

@@ -102,6 +102,17 @@ def test_core_and_chatcore_stand_on_top_with_their_own_labels(report):
     assert "| CORE, base (pocket) |  |" in (report.folder / "report.md").read_text(encoding="utf-8")
 
 
+def test_an_evaluation_says_of_which_model_it_is(report):
+    """--model_tag may have named any: the stage's name does not tell."""
+    report.log("base_eval", {"core": 0.5, "model": {"source": "base", "model_tag": "d4", "step": 9, "sha256": "ab"}})
+    report.log("base_eval_gpt2", {"core": 0.5, "model": {"hf_path": "org/gpt2"}})
+    report.log("base_train", {"val_bpb": 1.25, "model": {"n_layer": 4}})
+    report.generate()
+    markdown = (report.folder / "report.md").read_text(encoding="utf-8")
+    assert "| model | base d4, step 9 |" in markdown and "| model | org/gpt2 |" in markdown
+    assert markdown.count("| model |") == 2
+
+
 def test_figures_of_a_part_of_the_questions_say_so(report):
     report.log("base_eval", {"data": "pocket", "core": 0.5, "config": {"max_per_task": 5}})
     report.log("chat_eval_sft", {"data": "hub", "chatcore": 0.4, "config": {"max_problems": 8}})
