@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from nanochat.checkpoint_manager import model_config_dict, save_checkpoint
 from nanochat.common import UserError
-from nanochat.core_eval import make_questions, render_prompts, score
+from nanochat.core_eval import CoreResult, make_questions, render_prompts, score
 from nanochat.export import export_model
 from nanochat.gpt import GPT
 from nanochat.hf_model import load_hf
 from nanochat.loss_eval import evaluate_loss
+from nanochat.report import Report
 from nanochat.task_eval import spread
 from nanochat.tokenizer import RustBPETokenizer, pick_tokenizer_class
 from scripts import base_eval
@@ -344,3 +345,12 @@ def test_every_model_has_a_name_for_its_file(of, name):
 def test_figures_of_the_pocket_bundle_have_its_label_wherever_it_lies(label, core, data, source):
     task = CoreTask(label, "language_modeling", 0, " ", 0.0, [])
     assert base_eval.source_of([task], base_eval.Config(core=core, data=data)) == source
+
+
+def test_in_a_report_no_task_of_core_has_the_name_of_one_of_chat_eval(tmp_path):
+    """CORE's bundle has an arc_easy and an arc_challenge of its own: few-shot, by the loss of whole answers."""
+    report, of_core = Report(tmp_path), CoreResult("arc_easy", 0.25, 0.25, [True])
+    report.log("base_eval", {"core": 0.5, "metrics": base_eval.metrics_of([of_core])})
+    report.log("chat_eval_base", {"metrics": {"arc_easy": {"accuracy": 0.0, "n": 8}}})
+    found = report.generate()["metrics"]["base"]
+    assert {name: metric["n"] for name, metric in found.items()} == {"CORE arc_easy": 1, "arc_easy": 8}
