@@ -176,6 +176,21 @@ def test_tests_that_catch_everything_pass_nothing_that_is_gone():
     assert run_tests("def f(x):\n    raise ValueError\n", "f", expects).passed  # this is what such tests are for
 
 
+@pytest.mark.parametrize(("told", "reason"), [
+    ("ready\n{} passed\n", ""), ("ready\n{} failed: x\n", "x"), ("ready\n{} failed: \n", "no reason"),
+    ("ready\n{}\n", "no reason"), ("ready\n{} \n", "no reason"), ("ready\n{} passed", "no verdict"),
+    ("ready\n{} passed\n\n", "no verdict"), ("{} passed\n", "no verdict"), ("ready\n0 passed\n", "no verdict"),
+    ("ready\n passed\n", "no verdict"), ("", "no verdict"),
+])  # fmt: skip
+def test_one_thing_only_is_a_pass(told, reason):
+    trial = execution._Trial(Limits(), unsafe=False)
+    trial.verdict.kept = told.format(trial.secret).encode()
+    outcome = trial.outcome()
+    for pipe in trial.pipes:
+        pipe.close()
+    assert outcome.startswith(reason) and (outcome == "") == (reason == "")
+
+
 @needs_box
 def test_tests_that_do_not_load_say_so():
     assert run_tests(RIGHT, "f", "def check(c:").reason.startswith("the tests do not load: SyntaxError")
