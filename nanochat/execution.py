@@ -18,13 +18,15 @@ There is nothing to run here: `python -m scripts.chat_eval --tasks humaneval` gr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from nanochat.common import UserError
 from nanochat.sandbox import Child, Limits, describe, problem, require, start
 
 __all__ = ["ExecutionResult", "Limits", "Verdict", "describe", "execute_code", "problem", "require", "run_tests"]
@@ -129,6 +131,11 @@ def execute_code(
     if source is None:
         return ExecutionResult(False, "", "", "the program is too long")
     require(unsafe)
+    with _faults_of_this_machine():
+        return _execute(source, limits, unsafe)
+
+
+def _execute(source: bytes, limits: Limits, unsafe: bool) -> ExecutionResult:
     out, err = _Pipe(limits.output_bytes), _Pipe(limits.output_bytes)
     try:
         deadline = time.monotonic() + limits.seconds
@@ -201,7 +208,18 @@ def run_tests(
     if source is None:
         return Verdict(False, "the program is too long")
     require(unsafe)
-    return _Trial(limits, unsafe).run(source, entry_point, tests.encode("utf-8", "backslashreplace"))
+    with _faults_of_this_machine():
+        return _Trial(limits, unsafe).run(source, entry_point, tests.encode("utf-8", "backslashreplace"))
+
+
+@contextlib.contextmanager
+def _faults_of_this_machine() -> Iterator[None]:
+    """What we run out of is no fault of the program: it ends the evaluation, and is no wrong answer."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"a program could not be run here ({e.strerror or e}): see whether this machine has "
+                        "descriptors (ulimit -n), processes and memory left") from e
 
 
 class _Trial:

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -410,3 +411,22 @@ def test_a_sample_of_wrong_answers_fails():
     sample = cases[7::27]
     assert {kind for _, kind in sample} == set(code_mutants.KINDS) and len(sample) >= 60
     assert code_mutants.passed(sample, 2) == []
+
+
+@needs_box
+def test_a_machine_without_descriptors_left_is_no_wrong_answer():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(3):
+            os.close(taken.pop())
+        with pytest.raises(UserError, match="ulimit -n"):
+            run_tests("def f(): return 1", "f", "def check(candidate):\n    assert candidate() == 1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
