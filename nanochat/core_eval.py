@@ -8,8 +8,9 @@ choices the one with the lowest mean loss per token wins; a text to be gone on w
 most likely one. Ours: which examples stand before a question depends on nothing but its number.
 
 There are two ways to the same predictions. `evaluate_example` is the plain one: every prompt by itself, all logits.
-`evaluate_task` is the fast one: what the prompts of a question have in common, which is nearly all, is computed once;
-questions of like length share a batch; logits are made only where an answer is scored; ranks share the questions. So
+`evaluate_task` is the fast one: what the prompts of a question have in common, which is nearly all, is computed once,
+and of its last block only what the answers see; questions of like length share a batch; logits are made only where an
+answer is scored; ranks share the questions. So
 that rounding, which depends on batches, does not decide, scores that differ by less than `TIE` are a tie, and the first
 wins; in float32 that is enough. In bfloat16 near-ties may fall otherwise in another batch.
 """
@@ -141,7 +142,7 @@ def make_question(pairs: Sequence[tuple[list[int], list[int]]], sequence_len: in
             ids = ids[:1] + ids[1 + min(excess, start - 1):]  # never of what is scored ...
             prompts[i] = ids[:1] + ids[1:][-sequence_len:]  # ... unless that alone is too long
             starts[i] = max(1, len(prompts[i]) - (len(pairs[i][1]) - start))
-    trunk = min(common_prefix(prompts), *starts) - 1 if len(prompts) > 1 else 0
+    trunk = min(common_prefix(prompts), *starts) - 1
     return Question(prompts[0][:trunk], [ids[trunk:] for ids in prompts],
                     [len(ids) - start for ids, start in zip(prompts, starts)], excess > 0)
 
@@ -255,7 +256,7 @@ def _branches(model: GPT, questions: Sequence[Question]) -> Branches:
     c, device = model.config, model.get_device()
     trunks = padded([q.trunk for q in questions], 0, device)
     cache = KVCache(len(questions), c.n_kv_head, trunks.size(1), c.head_dim, c.n_layer, model.compute_dtype, device)
-    model.hidden(trunks, cache)
+    model.fill(trunks, cache)
     cache.set_lengths([len(q.trunk) for q in questions])
     branch = padded([[i for i, b in enumerate(q.branches) for _ in b[:-1]] for q in questions], -1, device)
     place = padded([[i for b in q.branches for i in range(len(b) - 1)] for q in questions], 0, device)

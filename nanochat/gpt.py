@@ -120,14 +120,19 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], mask: Tensor | None, kv_cache: Cache | None) -> Tensor:
         B, T, _ = x.shape
         q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
-        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
-        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
-        q, k = norm(apply_rotary_emb(q, *cos_sin)), norm(apply_rotary_emb(k, *cos_sin))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        q = norm(apply_rotary_emb(q, *cos_sin)).transpose(1, 2)  # (B, H, T, D)
+        k, v = self.keys_values(x, cos_sin)
         if kv_cache is not None:
             k, v = kv_cache.insert_kv(self.layer_idx, k, v)  # (B, H_kv, keys so far, D)
         y = attend(q, k, v, mask)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+    def keys_values(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What later positions will see of these: (B, H_kv, T, D) each."""
+        B, T, _ = x.shape
+        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        return norm(apply_rotary_emb(k, *cos_sin)).transpose(1, 2), v.transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -265,6 +270,27 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, kv_cache: Cache | None = None, doc: Tensor | None = None) -> Tensor:
         """What the blocks make of `idx` (B, T), before the last norm and the head: (B, T, n_embd). See `forward`."""
+        x, cos_sin, mask = self._enter(idx, kv_cache, doc)
+        for block in self.transformer.h:
+            x = block(x, cos_sin, mask, kv_cache)
+        if kv_cache is not None:
+            kv_cache.advance(idx.size(1))
+        return x
+
+    def fill(self, idx: Tensor, kv_cache: Cache) -> None:
+        """Put `idx` (B, T) into the cache as `hidden` does, without what would only lead to a result: of the last block
+        nothing but its keys and values is computed."""
+        x, cos_sin, mask = self._enter(idx, kv_cache)
+        *blocks, last = self.transformer.h
+        for block in blocks:
+            x = block(x, cos_sin, mask, kv_cache)
+        kv_cache.insert_kv(last.attn.layer_idx, *last.attn.keys_values(norm(x), cos_sin))
+        kv_cache.advance(idx.size(1))
+
+    def _enter(
+        self, idx: Tensor, kv_cache: Cache | None, doc: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """The embeddings (B, T, n_embd), cos and sin of their positions, and who may see whom."""
         T = idx.size(1)
         positions = kv_cache.positions(T) if kv_cache is not None else None  # (B, T)
         needed = T if kv_cache is None else kv_cache.end(T)
@@ -276,14 +302,8 @@ class GPT(nn.Module):
         else:
             cos, sin = self.cos[0, positions], self.sin[0, positions]  # (B, T, 1, D/2)
             mask = kv_cache.mask(positions)
-        cos_sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
-
         x = norm(self.transformer.wte(idx).to(self.compute_dtype))  # (B, T, C)
-        for block in self.transformer.h:
-            x = block(x, cos_sin, mask, kv_cache)
-        if kv_cache is not None:
-            kv_cache.advance(T)
-        return x
+        return x, (cos.to(self.compute_dtype), sin.to(self.compute_dtype)), mask
 
     def logits(self, x: Tensor) -> Tensor:
         """The head on some of what `hidden` gave: (..., n_embd) -> (..., vocab_size) float32, capped."""
