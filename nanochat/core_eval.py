@@ -10,9 +10,9 @@ most likely one. Ours: which examples stand before a question depends on nothing
 There are two ways to the same predictions. `evaluate_example` is the plain one: every prompt by itself, all logits.
 `evaluate_task` is the fast one: what the prompts of a question have in common, which is nearly all, is computed once,
 and of its last block only what the answers see; questions of like length share a batch; logits are made only where an
-answer is scored; ranks share the questions. So
-that rounding, which depends on batches, does not decide, scores that differ by less than `TIE` are a tie, and the first
-wins; in float32 that is enough. In bfloat16 near-ties may fall otherwise in another batch.
+answer is scored; ranks share the questions. So that rounding, which depends on batches, does not decide, scores that
+differ by less than `TIE` are a tie, and the first wins; in float32 that is enough. In bfloat16 near-ties may fall
+otherwise in another batch.
 """
 
 from __future__ import annotations
