@@ -29,7 +29,7 @@ from torch import Tensor
 
 from nanochat.attention import cache_mask
 from nanochat.common import progress
-from nanochat.eval_result import wilson
+from nanochat.eval_result import centred, wilson
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.ranks import rank_and_world, sum_over_ranks, wire_device
@@ -39,8 +39,8 @@ from tasks.rows import Row
 
 SHOTS_SEED = 1234  # DCLM's
 TIE = 1e-5  # nats a token: rounding in float32 moves a mean loss by less
-# Positions computed together: what a CPU's caches hold of their activations (8 times as many take half as long again),
-# what keeps a GPU busy.
+# Positions computed together: few enough that a CPU's caches hold their activations, many enough to keep a GPU busy
+# (the latter not measured).
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 4096}
 SCORED_FLOATS = 2**27  # logits held at once: half a gigabyte
 
@@ -304,10 +304,8 @@ def score(model: Any, questions: Sequence[Question], batch_tokens: int = 0,
           description: str = "") -> list[list[Score]]:
     """The scores of all questions, shared among the ranks; every rank returns all of them.
 
-    `batch_tokens`: positions computed together; 0: what suits the device.
-
-    A model other than `GPT` brings `logits_at(ids, rows, columns)`, `get_device()` and `config.sequence_len`; it
-    computes whole prompts.
+    `batch_tokens`: positions computed together; 0: what suits the device. A model other than `GPT` brings
+    `logits_at(ids, rows, columns)`, `get_device()` and `config.sequence_len`; it computes whole prompts.
     """
     share = isinstance(model, GPT)
     asked = [part for q in questions for part in ([q] if share and q.trunk else one_branch_each(q))]
@@ -346,7 +344,7 @@ class CoreResult:
     @property
     def centered(self) -> float:
         """0 where blind choice is, 1 where all is right: `accuracy=0.5, baseline=0.25 -> 0.333`."""
-        return (self.accuracy - self.baseline) / (1 - self.baseline)
+        return centred(self.accuracy, self.baseline)
 
     def metrics(self) -> dict[str, Any]:
         """The entry of this task in a report."""
