@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,19 @@ BATCHES_AHEAD = 4
 
 @dataclass
 class Batch:
-    """`inputs` (B, T) and `targets` (B, T; -1 = not supervised), long; `state` continues after this very batch."""
+    """`inputs` (B, T) and `targets` (B, T; -1 = not supervised), long; `state` continues after this very batch.
+
+    What was sampled for it by the model itself (`rollouts.py`) also says: `counts` (B, T), what each target's loss is
+    multiplied with; `tokens`, by how many the sum over this rank's rows and all others' is divided; `figures` for the
+    log, the same on all ranks.
+    """
 
     inputs: Tensor
     targets: Tensor
     state: dict
+    counts: Tensor | None = None  # None: 1 each
+    tokens: int | None = None  # this rank's share of them; None: its supervised targets
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class NothingToLearn(UserError):

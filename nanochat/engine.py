@@ -30,7 +30,15 @@ from nanochat.cpu_forward import CpuForward, Weights
 from nanochat.gpt import GPT
 from nanochat.kv_cache import GROWTH, KVCache
 from nanochat.prefix_cache import PrefixCache
-from nanochat.sampling import Sampling, TokenLogprobs, sample_next_token, sample_rows, token_logprobs, uniform
+from nanochat.sampling import (
+    Sampling,
+    TokenLogprobs,
+    entropies,
+    sample_next_token,
+    sample_rows,
+    token_logprobs,
+    uniform,
+)
 from nanochat.torch_forward import TorchForward
 
 __all__ = ["Engine", "Generation", "KVCache", "RowState", "Sampling", "Specials", "TextStream", "fit_conversation",
@@ -81,6 +89,7 @@ class RowState:
     #                            "cancelled"
     forced: deque[int] = field(default_factory=deque)  # tokens still to be forced
     expression: list[int] | None = None  # ids since <|python_start|>; None = not in a tool call
+    entropy: float | None = None  # how undecided the model was, in nats, summed over what it sampled; None: do not ask
     logprobs: int | None = None  # tell of each token how likely it was, and of so many likeliest ones; None: do not
 
     def push(self, sampled: int, tokenizer: Any, specials: Specials) -> tuple[int, int]:
@@ -161,6 +170,10 @@ class Generation:
         tokens = sample_rows(together, [row.sampling for row in self.active], uniforms).tolist()
         tokenizer, specials = self.engine.tokenizer, self.engine.specials
         events = [Event(row, *row.push(token, tokenizer, specials)) for row, token in zip(self.active, tokens)]
+        if any(row.entropy is not None for row in self.active):
+            for (row, _, mask, _), entropy in zip(events, entropies(together).tolist()):
+                if row.entropy is not None:
+                    row.entropy += mask * entropy
         for i, (row, token, mask, _) in enumerate(events):
             if row.logprobs is not None:
                 (likely,) = token_logprobs(together[i : i + 1], [token], row.logprobs)

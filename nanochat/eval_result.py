@@ -44,6 +44,19 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def paired_gain(before: Sequence[int], after: Sequence[int], num_samples: int = 1) -> tuple[float, float, float]:
+    """How much more is right on the same problems, and its 95% interval: right answers of `num_samples` to each.
+
+    The interval is that of a mean of differences, which is narrower than that of two independent shares where hard
+    problems stay hard: `paired_gain([0, 1, 0, 0], [1, 1, 0, 1]) -> (0.5, -0.07, 1.07)`.
+    """
+    gains = [(b - a) / num_samples for a, b in zip(before, after, strict=True)]
+    mean = sum(gains) / len(gains)
+    variance = sum((gain - mean) ** 2 for gain in gains) / max(1, len(gains) - 1)
+    half = 1.96 * math.sqrt(variance / len(gains))
+    return mean, mean - half, mean + half
+
+
 def centred(accuracy: float, chance: float) -> float:
     """Accuracy on a scale on which blind choice is 0 and all right is 1: `centred(0.625, 0.25) -> 0.5`."""
     return (accuracy - chance) / (1 - chance)

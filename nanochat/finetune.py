@@ -74,7 +74,7 @@ def finetune(config: FinetuneConfig, *, stage: str, source_from: str, source_to:
         hooks = [Every(config.eval_every, validation(model, val_loader, tokenizer, config.eval_tokens))]
     tag = config.model_tag or meta["parent"]["model_tag"]
     result = run_training(model=model, tokenizer=tokenizer, optimizer=optimizer, make_batches=batches, config=config,
-                          num_iterations=iterations, rows=rows.micro, directory=checkpoint_root(source_to) / tag,
+                          num_iterations=iterations, rows=rows, directory=checkpoint_root(source_to) / tag,
                           hooks=hooks, parent=meta["parent"])
     # what became of the conversations, over all epochs begun: a person's own may be too long or malformed
     seen = loaders[-1].counts

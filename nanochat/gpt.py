@@ -250,13 +250,15 @@ class GPT(nn.Module):
         loss_reduction: Literal["mean", "sum", "none"] = "mean",
         doc: Tensor | None = None,
         at: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, vocab_size) float32; or, with `targets` (B, T; -1 = not supervised), the loss.
 
         `doc`: the documents of packed rows, by number (B, T) or as `attention.packed_documents` gives them for this
         device; without it a row is one document. With `kv_cache`, row b's tokens stand at positions `lengths[b] +
         0..T-1`, and the cache is advanced by T. `at` (B,) asks for the logits at one of the T only: (B, 1, vocab_size).
-        A batch without any supervised target has loss 0 (not NaN).
+        A batch without any supervised target has loss 0 (not NaN). `counts` (B, T): what each target's loss
+        is multiplied with.
         """
         x = self.hidden(idx, kv_cache, doc)  # (B, T, C)
         if at is not None:
@@ -265,7 +267,7 @@ class GPT(nn.Module):
             return self.logits(x)
         loss = linear_cross_entropy(norm(x), self.lm_head.weight, targets, vocab_size=self.config.vocab_size,
                                     cap=LOGIT_CAP, reduction="none" if loss_reduction == "none" else "sum",
-                                    compiled=self.compiled)
+                                    compiled=self.compiled, counts=counts)
         return loss / (targets >= 0).sum().clamp(min=1) if loss_reduction == "mean" else loss
 
     def hidden(self, idx: Tensor, kv_cache: Cache | None = None, doc: Tensor | None = None) -> Tensor:

@@ -82,9 +82,10 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, R: int, compiled: bool
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, counts: Tensor | None, vocab_size: int, cap: float,
+        R: int, compiled: bool,
     ) -> Tensor:
-        """x (N, C), targets (N,), with N a multiple of R, the rows of a block."""
+        """x (N, C), targets (N,), counts (N,) or None, with N a multiple of R, the rows of a block."""
         kernel = _compiled(losses_and_gradient) if compiled else losses_and_gradient
         N, G = len(x), GROUP_ROWS[x.device.type]
         w = weight[:vocab_size].to(x.dtype)  # (V, C)
@@ -98,6 +99,9 @@ class _Sum(torch.autograd.Function):
                 block = group[a - start : a - start + R]
                 torch.mm(x[a : a + R], w.T, out=block)
                 losses.append(kernel(block, targets[a : a + R], cap))
+                if counts is not None:
+                    block *= counts[a : a + R, None]
+                    losses[-1] = losses[-1] * counts[a : a + R]
             d = group[: stop - start]  # (rows, V)
             torch.mm(d, w, out=dx[start:stop])
             dw[:vocab_size] += d.T @ x[start:stop]
@@ -112,41 +116,47 @@ class _Sum(torch.autograd.Function):
         dx, dw = ctx.gradients
         ctx.gradients = None
         # The factor is rounded with each element, not once for all: in bfloat16 that would be 0.2% more or less of all.
-        return (dx.to(dw.dtype) * grad).to(dx.dtype), dw.mul_(grad), None, None, None, None, None
+        return (dx.to(dw.dtype) * grad).to(dx.dtype), dw.mul_(grad), None, None, None, None, None, None
 
 
 @torch.compiler.disable  # the model around it is one graph; a loop over blocks inside it would be unrolled
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, cap: float,
-    reduction: Literal["sum", "none"] = "sum", compiled: bool = False,
+    reduction: Literal["sum", "none"] = "sum", compiled: bool = False, counts: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of `soft_cap(x @ weight[:vocab_size].T)` against `targets`, -1 = not counted.
 
     x (..., C) in the compute dtype; weight (>= vocab_size, C); targets (...) ids. "sum": a scalar, float32 or wider;
     "none": one loss a token, in the shape of `targets` (with gradients wanted, by the plain form: it holds all logits).
-    `compiled`: run the kernel over a block through torch.compile, always for the same shape.
+    `compiled`: run the kernel over a block through torch.compile, always for the same shape. `counts` (...): what the
+    loss of each target is multiplied with (reinforcement learning: its advantage, of either sign).
     """
     if cap > MAX_CAP:
         raise ValueError(f"a soft cap of {cap} is too large for float32: at most {MAX_CAP}")
     rows, flat = x.reshape(-1, x.size(-1)), targets.reshape(-1)  # (N, C), (N,)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    by = None if counts is None else counts.reshape(-1).to(wide)  # (N,)
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if reduction == "none" and wants_gradient:
         logits = soft_cap(F.linear(rows, weight[:vocab_size].to(x.dtype)), cap)
-        return F.cross_entropy(logits, flat.clamp(min=-1), ignore_index=-1, reduction="none").view(targets.shape)
+        losses = F.cross_entropy(logits, flat.clamp(min=-1), ignore_index=-1, reduction="none")
+        return (losses if by is None else losses * by).view(targets.shape)
     R = BLOCK_ROWS[x.device.type] if compiled else max(1, min(BLOCK_ROWS[x.device.type], len(flat)))
     index = None
     if x.device.type in LEAVES_OUT:
         index = (flat >= 0).nonzero().squeeze(1)
         if len(index) < len(flat):
-            rows, flat = rows[index], flat[index]
+            rows, flat, by = rows[index], flat[index], by if by is None else by[index]
     padding = -len(flat) % R if len(flat) else R
     if padding:  # whole blocks only: the kernel is compiled for one shape
         rows, flat = F.pad(rows, (0, 0, 0, padding)), F.pad(flat, (0, padding), value=-1)
+        by = by if by is None else F.pad(by, (0, padding))
     if reduction == "sum" and wants_gradient:
-        return _Sum.apply(rows, weight, flat, vocab_size, cap, R, compiled)
+        return _Sum.apply(rows, weight, flat, by, vocab_size, cap, R, compiled)
     kernel = _compiled(token_losses) if compiled else token_losses
     w = weight[:vocab_size].to(x.dtype)
     losses = torch.cat([kernel(rows[a : a + R] @ w.T, flat[a : a + R], cap) for a in range(0, len(flat), R)])
+    losses = losses if by is None else losses * by
     if reduction == "sum":
         return losses.sum()
     if index is None:

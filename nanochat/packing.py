@@ -31,7 +31,7 @@ class Packed:
     """Rows, and how many of their positions (of the first T columns) are not padding."""
 
     ids: np.ndarray  # (rows, T + 1), the dtype of the documents
-    learn: np.ndarray  # (rows, T + 1) bool; column 0 is nobody's target and means nothing
+    learn: np.ndarray  # (rows, T + 1) bool, or what each counts; column 0 is nobody's target and means nothing
     used: int
 
 
@@ -108,13 +108,14 @@ def pack_pieces(pieces: Sequence[Piece], bos: int, T: int, shuffle: np.random.Ge
     """`(ids, learn)` of conversations and cut texts → rows; `learn[i]`: id i is a target where it follows id i - 1.
 
     A piece starts with BOS (`learn[0]` False) and has at most T ids, or T + 1, of which the last is only a target.
+    `learn` may be numbers instead: by how much each target counts, 0 = not at all.
     `ids=[bos, 5, 6], learn=[0, 0, 1] -> inputs [bos, 5, 6], targets [-1, 6, -1]`.
     """
     sizes = np.fromiter((len(ids) for ids, _ in pieces), np.int64, len(pieces))
     rows = _rows(sizes, T, shuffle)
-    dtype = pieces[0][0].dtype if len(pieces) else np.uint16
+    dtype, learn_dtype = (pieces[0][0].dtype, pieces[0][1].dtype) if len(pieces) else (np.uint16, bool)
     ids = _lay(rows, [ids for ids, _ in pieces], np.full(T + 1, bos, dtype), T)
-    learn = _lay(rows, [learn for _, learn in pieces], np.zeros(T + 1, bool), T)
+    learn = _lay(rows, [learn for _, learn in pieces], np.zeros(T + 1, learn_dtype), T)
     return Packed(ids, learn, int(np.minimum(sizes, T).sum()))
 
 

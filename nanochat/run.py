@@ -42,11 +42,13 @@ class TrainState:
     skipped: int = 0  # steps whose gradient was not finite
     train_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
+    figures: list[dict[str, float]] = field(default_factory=list)  # the same, of what their batches say of themselves
     logged: tuple[int, float] = (0, 0.0)  # tokens and train_seconds at that line
     changes: list[dict[str, Any]] = field(default_factory=list)  # settings changed on the way: {"step", "fields"}
     loader: dict[str, Any] | None = None
     evaluations: list[dict[str, float | None]] = field(default_factory=list)  # {"step": ..., "bpb": ...}
     core: list[dict[str, float | None]] = field(default_factory=list)  # {"step": ..., "core": ...}
+    exams: list[dict[str, Any]] = field(default_factory=list)  # {"step": ..., and what a stage found}
 
     def best(self) -> dict[str, float | None] | None:
         """The evaluation with the fewest bits per byte so far."""
@@ -57,7 +59,8 @@ class TrainState:
 # Settings that may differ between a run and its continuation without changing what is computed.
 FREE_FIELDS = {"resume", "changed", "overwrite", "model_tag", "save_every", "keep_last", "eval_every", "sample_every",
                "eval_tokens", "core_metric_every", "core_metric_max_per_task", "core", "log_every", "stall_seconds",
-               "nonfinite", "device_batch_size"}
+               "nonfinite", "device_batch_size", "eval_tasks", "eval_examples", "eval_samples", "rollout_rows",
+               "collapse"}
 
 
 def free_fields(settings: dict[str, Any]) -> set[str]:
@@ -77,10 +80,8 @@ def rows_per_rank(
     """
     rows = 1 if device_batch_size == "auto" else device_batch_size
     check_at_least(1, device_batch_size=rows, total_batch_size=total_batch_size, max_seq_len=max_seq_len)
-    if deterministic and device_batch_size == "auto":
-        raise UserError("--deterministic needs a --device_batch_size: what is summed first depends on it")
-    if deterministic and world_size & (world_size - 1):
-        raise UserError(f"--deterministic works on 1, 2, 4, 8, ... ranks, not on {world_size}")
+    if deterministic:
+        check_deterministic(device_batch_size, world_size)
     unit, token_rows = rows * max_seq_len * world_size, max_seq_len * world_size
     share, rest = divmod(total_batch_size, token_rows)
     if rest == 0 and share and (share % rows == 0 or (share < rows and not deterministic)):
@@ -94,6 +95,14 @@ def rows_per_rank(
     ranks = f" × {world_size} ranks" if world_size > 1 else ""
     raise UserError(f"--total_batch_size={total_batch_size} is not a multiple of --device_batch_size={rows} × "
                     f"--max_seq_len={max_seq_len}{ranks} (= {unit} tokens): these would fit: {advice}")
+
+
+def check_deterministic(device_batch_size: int | Literal["auto"], world_size: int) -> None:
+    """Refuse what cannot have the same bits on any number of ranks."""
+    if device_batch_size == "auto":
+        raise UserError("--deterministic needs a --device_batch_size: what is summed first depends on it")
+    if world_size & (world_size - 1):
+        raise UserError(f"--deterministic works on 1, 2, 4, 8, ... ranks, not on {world_size}")
 
 
 def divisors(n: int) -> list[int]:
@@ -276,10 +285,19 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def loss_curve(path: str | Path) -> dict[str, list]:
-    """The metrics log as the report draws it: `{"step": [1, 10], "loss": [6.9, None]}`; None: no step had a loss."""
+def curve(path: str | Path, *names: str) -> dict[str, list]:
+    """The metrics log as the report draws it: `{"step": [1, 10], "loss": [6.9, None]}`; None: no step had that."""
     records = read_metrics(path)
-    return {key: [r[key] for r in records] for key in ("step", "loss")}
+    return {key: [r.get(key) for r in records] for key in ("step", *names)}
+
+
+def averages(records: list[dict[str, float]]) -> dict[str, float]:
+    """Of each name, over the records that have it: `[{"a": 1, "b": 2}, {"a": 3}] -> {"a": 2, "b": 2}`"""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 @dataclass
@@ -299,7 +317,9 @@ class StepLog:
     rate: float = 0.0  # tokens a second in this process, without its first (compiling) step
     _first: tuple[int, float] | None = None  # tokens and seconds after the first step of this process
 
-    def __call__(self, state: TrainState, m: dict[str, float]) -> None:
+    def __call__(self, state: TrainState, m: dict[str, Any]) -> None:
+        if m.get("figures"):
+            state.figures.append(m["figures"])
         if math.isfinite(m["loss"]) and math.isfinite(m["norm"]):  # a skipped step has taught nothing
             state.losses.append(m["loss"])
         now, first = (state.tokens, state.train_seconds), self._first is None
@@ -313,15 +333,18 @@ class StepLog:
             self.rate = (now[0] - self._first[0]) / (now[1] - self._first[1])
         left = (self.num_iterations - state.step) * (state.tokens / state.step) / rate
         mfu = self.mfu(rate)
+        figures = averages(state.figures)
         print0(f"step {state.step:5d}/{self.num_iterations} | loss {'-' if loss is None else f'{loss:.4f}'} | "
-               f"lr ×{m['lr']:.2f} | norm {m['norm']:.2f} | {rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate"
+               f"lr ×{m['lr']:.2f} | norm {m['norm']:.2f} | "
+               + "".join(f"{name} {value:.3g} | " for name, value in figures.items())
+               + f"{rate:,.0f} tok/s | {self.share(rate):.0%} of matmul rate"
                + ("" if mfu is None else f", MFU {mfu:.0%}") + f" | {left / 60:.1f} min left")
         if not due:  # a sign of life after a resume: no line that the uninterrupted run would not have
             return
-        state.losses, state.logged = [], now
+        state.losses, state.figures, state.logged = [], [], now
         if self.metrics:
             norm = m["norm"] if math.isfinite(m["norm"]) else None
-            self.metrics.log(state.step, loss=loss, norm=norm, lr=m["lr"], tokens_per_second=rate)
+            self.metrics.log(state.step, loss=loss, norm=norm, lr=m["lr"], tokens_per_second=rate, **figures)
 
     def share(self, rate: float) -> float:
         """What part of the measured matrix-product rate a number of tokens a second is."""

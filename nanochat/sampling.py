@@ -43,10 +43,15 @@ def mix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def stream_seed(seed: int, index: int) -> int:
+    """The seed of one of many things that are sampled: of one seed, no two indices (below 2^64) have the same."""
+    return mix64(mix64(seed & 0xFFFFFFFFFFFFFFFF) ^ index)
+
+
 def uniform(seed: int, row: int, step: int) -> float:
     """The random number in [0, 1) of one step of one row: a function of the three, so that no neighbour, no batch size
     and no order of work can change it. 52 bits."""
-    return (mix64(mix64(mix64(seed & 0xFFFFFFFFFFFFFFFF) ^ row) ^ step) >> 12) * 2.0**-52
+    return (mix64(stream_seed(seed, row) ^ step) >> 12) * 2.0**-52
 
 
 def sample_next_token(logits: Tensor, uniforms: Sequence[float] | None = None, temperature: float = 1.0,
@@ -90,6 +95,12 @@ def sample_rows(logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence
     for s, rows in groups.items():
         tokens[rows] = sample_next_token(logits[rows], [uniforms[row] for row in rows], s.temperature, s.top_k, s.top_p)
     return tokens
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """How undecided the model is, in nats: logits (n, V) -> (n,). `[[0, 0]] -> [log 2]`, `[[0, 99]] -> [0]`"""
+    logprobs = logits.float().log_softmax(dim=-1)
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
 
 
 class TokenLogprobs(NamedTuple):

@@ -1,4 +1,4 @@
-"""The settings that every gradient stage has: what `--help` of base_train, mid_train and chat_sft shows first.
+"""The settings that every gradient stage has: what the `--help` of each shows first.
 
 There is nothing to run here.
 """
@@ -13,7 +13,7 @@ from nanochat.common import UserError, check_at_least
 
 
 @dataclass
-class StageConfig:
+class RunConfig:
     """The settings that every gradient stage has; a stage's `Config` adds its own and changes defaults."""
 
     data: str = "pocket"
@@ -22,8 +22,6 @@ class StageConfig:
     """Optimizer steps (-1: the stage decides)."""
     device_batch_size: int | Literal["auto"] = 32
     """Rows of a backward pass: lower it when memory runs out, the result stays the same; auto: the most that fit."""
-    total_batch_size: int = 524288
-    """Tokens a step, over all micro-batches and ranks."""
     embedding_lr: float = 0.2
     """AdamW rate of the token embedding (at width 768)."""
     unembedding_lr: float = 0.004
@@ -47,9 +45,7 @@ class StageConfig:
     deterministic: bool = False
     """The same weights to the bit on 1, 2, 4, ... ranks, for one device_batch_size and thread count (CPU; slower)."""
     eval_every: int = 250
-    """Steps between validations in bits per byte (0: only at the end)."""
-    eval_tokens: int = 500_000
-    """Tokens a validation reads at most."""
+    """Steps between evaluations on held-out data (0: only at the end)."""
     save_every: int = 500
     """Steps between checkpoints (0: only at the end)."""
     log_every: int = 10
@@ -80,9 +76,24 @@ class StageConfig:
             if isinstance(value, float) and not math.isfinite(value):  # no checkpoint could hold it
                 raise UserError(f"--{name}={value} is impossible: it must be a finite number")
         rows = 1 if self.device_batch_size == "auto" else self.device_batch_size
-        check_at_least(1, device_batch_size=rows, total_batch_size=self.total_batch_size)
+        check_at_least(1, device_batch_size=rows)
         check_at_least(0, embedding_lr=self.embedding_lr, unembedding_lr=self.unembedding_lr, matrix_lr=self.matrix_lr,
                        weight_decay=self.weight_decay, warmup_ratio=self.warmup_ratio, grad_clip=self.grad_clip,
                        warmdown_ratio=self.warmdown_ratio, final_lr_frac=self.final_lr_frac, log_every=self.log_every,
-                       eval_every=self.eval_every, eval_tokens=self.eval_tokens, save_every=self.save_every,
-                       keep_last=self.keep_last, stall_seconds=self.stall_seconds)
+                       eval_every=self.eval_every, save_every=self.save_every, keep_last=self.keep_last,
+                       stall_seconds=self.stall_seconds)
+
+
+@dataclass
+class StageConfig(RunConfig):
+    """Those of a stage that reads its batches from data, of a size of its choice."""
+
+    total_batch_size: int = 524288
+    """Tokens a step, over all micro-batches and ranks."""
+    eval_tokens: int = 500_000
+    """Tokens a validation, in bits per byte, reads at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, total_batch_size=self.total_batch_size)
+        check_at_least(0, eval_tokens=self.eval_tokens)

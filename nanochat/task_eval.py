@@ -25,7 +25,7 @@ from nanochat.common import UserError, cpu_cores
 from nanochat.engine import Engine, RowState, Sampling, TextStream
 from nanochat.eval_result import EvalResult, Outcome, thin, transcript
 from nanochat.ranks import all_or_none, gather_texts, rank_and_world
-from nanochat.sampling import mix64
+from nanochat.sampling import stream_seed
 from tasks.catalog import make_task
 from tasks.common import Conversation, Task
 
@@ -62,11 +62,6 @@ def crop(ids: list[int], room: int) -> list[int]:
     `crop([0, 1, 2, 3, 4], 3) -> [0, 3, 4]`
     """
     return ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1 :]
-
-
-def problem_seed(seed: int, index: int) -> int:
-    """The seed of all answers to one problem; the number of the answer makes a stream of it (`sampling.uniform`)."""
-    return mix64(mix64(seed & 0xFFFFFFFFFFFFFFFF) ^ index)
 
 
 # --------------------------------------------------------------------------- answers and grades
@@ -152,7 +147,7 @@ def run_generative_eval(
             ids = tokenizer.render_for_completion(conversations[index])
             cropped[index] = len(ids) > room
             rows[index] = engine.make_rows([crop(ids, room)], num_samples, max_new_tokens, sampling,
-                                           problem_seed(seed, index))
+                                           stream_seed(seed, index))
 
         def grade(index: int) -> Outcome:
             answers = [completion_parts(tokenizer, row.ids) for row in rows[index]]

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ from nanochat.ranks import OtherRankFailed, all_or_none, gather, on_rank0, rank_
 from nanochat.report import get_git_info
 from nanochat.resume import Identity, restore, resume_step
 from nanochat.rng import untouched
-from nanochat.run import MetricsLog, RunLock, StepLog, Stopped, StopSignals, TrainState, loss_curve, rows_per_rank
+from nanochat.run import MetricsLog, RunLock, StepLog, Stopped, StopSignals, TrainState, curve, rows_per_rank
 from nanochat.saver import Saver
 from nanochat.schedule import lr_multiplier, muon_momentum
-from nanochat.stage_config import StageConfig
+from nanochat.stage_config import RunConfig, StageConfig
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.train_step import clip_factor, describe_nonfinite, global_gradient
 from nanochat.watchdog import WAITS, Watchdog
@@ -65,6 +65,7 @@ class Every:
     n: int
     fn: Callable[[TrainState], None]
     what: str = "an evaluation"  # said when it runs out of memory
+    before: bool = False  # also before the first step of a run
 
     def due(self, step: int, last: bool) -> bool:
         return last or (self.n > 0 and step % self.n == 0)
@@ -75,12 +76,12 @@ def document_loss(bos: int) -> LossFn:
 
     def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
         doc = packed_documents(batch.inputs, bos, model.compute_dtype)
-        return model(batch.inputs, batch.targets, loss_reduction="sum", doc=doc)
+        return model(batch.inputs, batch.targets, loss_reduction="sum", doc=doc, counts=batch.counts)
 
     return loss_fn
 
 
-def make_optimizer(model: GPT, config: StageConfig) -> Optimizer:
+def make_optimizer(model: GPT, config: RunConfig) -> Optimizer:
     """The optimizer of a gradient stage, as its settings say."""
     return model.setup_optimizers(embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr,
                                   matrix_lr=config.matrix_lr, weight_decay=config.weight_decay,
@@ -134,14 +135,14 @@ def train(
     model: nn.Module,
     optimizer: Optimizer,
     batches: Iterator[Batch],
-    config: StageConfig,
+    config: RunConfig,
     state: TrainState,
     *,
     num_iterations: int,
     rows: int,
     loss_fn: LossFn,
     hooks: list[Every],
-    on_step: Callable[[TrainState, dict[str, float]], None] = lambda state, metrics: None,
+    on_step: Callable[[TrainState, dict[str, Any]], None] = lambda state, metrics: None,
     should_stop: Callable[[], int] = lambda: 0,
     place: Callable[[str], None] = lambda text: None,
 ) -> int:
@@ -163,8 +164,9 @@ def train(
                                    warmdown_ratio=config.warmdown_ratio, final_lr_frac=config.final_lr_frac)
         place(f"{WAITS}: the new weights")  # their updates included
         if gradient.finite:
-            with memory_named("the optimizer's update", *sizes):
-                optimizer.step(multiplier, muon_momentum(state.step), clip_factor(gradient.norm, config.grad_clip))
+            if gradient.norm > 0:  # a step that teaches nothing moves nothing: the momentum alone would, and how far
+                with memory_named("the optimizer's update", *sizes):
+                    optimizer.step(multiplier, muon_momentum(state.step), clip_factor(gradient.norm, config.grad_clip))
             skips = 0
         else:
             what = describe_nonfinite(model, optimizer, batch, gradient, rows=rows, loss_fn=loss_fn, before=before)
@@ -185,7 +187,7 @@ def train(
         state.train_seconds += seconds
         state.loader = batch.state
         on_step(state, {"loss": gradient.loss, "norm": gradient.norm, "lr": multiplier, "tokens": tokens,
-                        "seconds": seconds})
+                        "seconds": seconds, "figures": batch.figures})
         last = state.step == num_iterations
         if reason := 0 if last else gradient.stop or look():  # a resume makes up for the hooks that are due
             return reason
@@ -213,9 +215,9 @@ def run_training(
     tokenizer: RustBPETokenizer,
     optimizer: Optimizer,
     make_batches: Callable[[dict[str, Any] | None], Iterator[Batch]],
-    config: StageConfig,
+    config: RunConfig,
     num_iterations: int,
-    rows: int,
+    rows: Rows,
     directory: Path,
     hooks: list[Every],
     parent: dict[str, Any] | None = None,
@@ -233,7 +235,7 @@ def run_training(
     identity = Identity(settings, model_config_dict(model), tokenizer.fingerprint(), parent)
     rank, world_size = rank_and_world()
     T = model.config.sequence_len
-    sizes = rows, T, fewer_rows(rows, max(1, config.total_batch_size // (T * world_size)), config.deterministic)
+    sizes = rows.micro, T, fewer_rows(rows.micro, rows.share, config.deterministic)
     with ExitStack() as stack:
         remedy = f"; the last checkpoint in {directory} is intact, --resume goes on from it"
         watchdog = stack.enter_context(Watchdog(config.stall_seconds, remedy))
@@ -258,8 +260,11 @@ def run_training(
 
         if resumed:  # the save came before that step's other hooks: they may not have run
             call_due(hooks, state, num_iterations, *sizes, place=watchdog)
+        else:
+            call_due([replace(hook, n=1) for hook in hooks if hook.before], state, num_iterations, *sizes,
+                     place=watchdog)
         reason = train(compiled, optimizer, make_batches(state.loader), config, state,
-                       num_iterations=num_iterations, rows=rows,
+                       num_iterations=num_iterations, rows=rows.micro,
                        loss_fn=document_loss(tokenizer.get_bos_token_id()),
                        hooks=[Every(config.save_every, save, "saving"), *hooks],
                        on_step=step_log, should_stop=lambda: SAVE_FAILED if saver.failed else stop.requested,
@@ -275,9 +280,9 @@ def run_training(
     return {
         "steps": state.step, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens,
         "skipped_steps": state.skipped, "train_seconds": state.train_seconds, "parameters": model.num_parameters(),
-        "ranks": world_size, "device_batch_rows": rows, **step_log.figures(), "compiled": not problem,
+        "ranks": world_size, "device_batch_rows": rows.micro, **step_log.figures(), "compiled": not problem,
         "dtype": settings["dtype"], "changes": state.changes,
-        "peak_memory_bytes": peak_memory_bytes(), "curve": loss_curve(directory / LOG),
+        "peak_memory_bytes": peak_memory_bytes(), "curve": curve(directory / LOG, "loss"),
         "val_curve": {key: [e[key] for e in state.evaluations] for key in ("step", "bpb")},
         "core_curve": {key: [e[key] for e in state.core] for key in ("step", "core")},
         "val_bpb": state.evaluations[-1]["bpb"] if state.evaluations else None,
@@ -286,7 +291,7 @@ def run_training(
 
 
 def start_run(
-    stack: ExitStack, directory: Path, identity: Identity, config: StageConfig, model: GPT, optimizer: Optimizer
+    stack: ExitStack, directory: Path, identity: Identity, config: RunConfig, model: GPT, optimizer: Optimizer
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Lock the directory, decide where the run starts (`resume_step`), and put everything there.
 
@@ -310,7 +315,7 @@ def start_run(
 
 
 def announce(
-    model: GPT, config: StageConfig, num_iterations: int, directory: Path, mark: dict[str, Any] | None
+    model: GPT, config: RunConfig, num_iterations: int, directory: Path, mark: dict[str, Any] | None
 ) -> tuple[StepLog, str | None]:
     """Open the logs and say what is about to run. Also why it is not compiled, or None."""
     rank, world_size = rank_and_world()

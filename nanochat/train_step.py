@@ -4,8 +4,8 @@
     optimizer.step(lr_scale, momentum, clip_factor(gradient.norm, 1.0))
 
 Every rank brings its share of the step's rows. The loss is the sum over the supervised tokens of *all* ranks divided by
-their number, so neither how rows are cut into micro-batches nor on which rank they are matters, and every rank gets the
-same figures, to the bit: what one decides by them, all decide.
+their number (or by the one that the batches say), so neither how rows are cut into micro-batches nor on which rank they
+are matters, and every rank gets the same figures, to the bit: what one decides by them, all decide.
 
 Deterministic mode fixes the order of every sum: over micro-batches (the *grains*) in a binary tree that halves them at
 the middle. A rank's grains are neighbours in the stream and the ranks a power of two, so each rank's part is a subtree:
@@ -48,8 +48,9 @@ class Gradient:
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:
     """`Batch` of 8 rows, `rows=4` -> two of 4 rows, in order."""
-    pairs = zip(batch.inputs.split(rows), batch.targets.split(rows), strict=True)
-    return [Batch(inputs, targets, batch.state) for inputs, targets in pairs]
+    counts = [None] * len(batch.inputs) if batch.counts is None else batch.counts.split(rows)
+    parts = zip(batch.inputs.split(rows), batch.targets.split(rows), counts)
+    return [Batch(inputs, targets, batch.state, by) for inputs, targets, by in parts]
 
 
 def global_gradient(
@@ -63,7 +64,8 @@ def global_gradient(
     everybody's. `place` hears what is done now (the watchdog's).
     """
     place(f"{WAITS}: their count of tokens")
-    supervised = sum_over_ranks((batch.targets >= 0).sum())
+    mine = (batch.targets >= 0).sum()
+    supervised = sum_over_ranks(mine if batch.tokens is None else torch.full_like(mine, batch.tokens))
     per_token = supervised.clamp(min=1)  # without supervised tokens: loss 0, not NaN
 
     sizes = rows, batch.inputs.size(1), fewer_rows(rows, len(batch.inputs), deterministic)
@@ -81,8 +83,7 @@ def global_gradient(
     place(f"{WAITS}: the gradients")
     wide = torch.float32 if batch.inputs.device.type == "mps" else torch.float64
     loss = tree_sum([x.to(wide) for x in losses])
-    mine = torch.stack([loss, torch.full_like(loss, stop), supervised.to(wide)])
-    table = gather(mine)  # (ranks, 3)
+    table = gather(torch.stack([loss, torch.full_like(loss, stop), supervised.to(wide)]))  # (ranks, 3)
     with memory_named("the reduction of the gradient", *sizes):
         norm = optimizer.reduce()
     of_ranks = table.tolist()

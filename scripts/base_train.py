@@ -115,7 +115,7 @@ def main(config: Config) -> None:
 
     validate = validation(model, lambda: loader("val", rows.micro), tokenizer, config.eval_tokens)
     result = run_training(
-        model=model, tokenizer=tokenizer, optimizer=optimizer, config=config, rows=rows.micro,
+        model=model, tokenizer=tokenizer, optimizer=optimizer, config=config, rows=rows,
         make_batches=lambda state: loader("train", rows.share, state),
         num_iterations=steps_to_train(config, model.num_parameters(), model.estimate_flops()),
         directory=checkpoint_root("base") / (config.model_tag or f"d{config.depth}"),

@@ -50,7 +50,7 @@ from nanochat.run import free_fields, rows_per_rank
 RESUMABLE = {"base_train": "base_checkpoints", "mid_train": "mid_checkpoints", "chat_sft": "chatsft_checkpoints",
              "chat_rl": "chatrl_checkpoints"}
 # Those that may run on several ranks.
-DISTRIBUTED = ("base_train", "base_loss", "base_eval", "mid_train", "chat_sft", "chat_eval")
+DISTRIBUTED = ("base_train", "base_loss", "base_eval", "mid_train", "chat_sft", "chat_rl", "chat_eval")
 SOURCES = Path(__file__).resolve().parents[1]
 LIBRARY_STAGES = ("dataset", "report")  # commands of the library: fetch the data first, render the card last
 SAMPLE_EVERY = 0.5  # seconds between two looks at the memory

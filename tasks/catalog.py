@@ -61,13 +61,17 @@ def make_task(name: str, data: str = "pocket", split: str = "train", **kw: Any) 
     `kw` goes to the task: start, stop, step, and size for the spelling tasks.
     """
     if name.endswith(".jsonl"):
-        return CustomJSON(name, **kw)
+        task = CustomJSON(name, **kw)
+        task.name = name
+        return task
     key = ALIASES.get(name, name)
     if key not in TASKS:
         near = difflib.get_close_matches(key.lower(), TASKS, n=1, cutoff=0)[0]
         known = f"{', '.join(TASKS)}, or a .jsonl file"
         raise UserError(f'there is no task "{name}": did you mean {near}? (tasks: {known})')
-    return TASKS[key](split=split, data=data, **kw)
+    task = TASKS[key](split=split, data=data, **kw)
+    task.name = key
+    return task
 
 
 def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "train", seed: int = 42) -> TaskMixture:

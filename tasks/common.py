@@ -39,6 +39,7 @@ class Task:
 
     published = False  # whether the hub has a set for it; else its rows come from the pocket world when data is there
     eval_type: str | None = None  # "generative": write an answer; "categorical": choose a letter; None: training only
+    name = ""  # what it is called on the command line, where it came from there
 
     def __init__(self, start: int = 0, stop: int | None = None, step: int = 1) -> None:
         if start < 0 or step < 1 or (stop is not None and stop < 0):
@@ -57,6 +58,10 @@ class Task:
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Whether `completion` (the assistant's ordinary text, no tool calls) answers `conversation`."""
         raise UserError(f"{type(self).__name__} has no right answers to grade: use it for training only")
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        """What `completion` is worth to a policy that learns from it: 1 right, 0 wrong; a task may have shades."""
+        return float(self.evaluate(conversation, completion))
 
     @property
     def runs_in(self) -> str:
@@ -79,6 +84,10 @@ class Task:
     def parts(self) -> list[tuple[str, str]]:
         """`(name, fingerprint)` of each task in this one, by which a message can say what has changed."""
         return [(type(self).__name__, self.fingerprint())]
+
+    def locate(self, index: int) -> tuple[Task, int]:
+        """The task that example `index` is of, and its index there: itself, but for a mixture, which cannot grade."""
+        return self, index
 
     def _indices(self) -> range:
         return range(self.num_examples())[self.start : self.stop : self.step]
@@ -124,6 +133,10 @@ class TaskMixture(Task):
         task, local = self.index_map[index]
         return self.tasks[task].where(local)
 
+    def locate(self, index: int) -> tuple[Task, int]:
+        task, local = self.index_map[self._indices()[index]]
+        return self.tasks[task].locate(local)
+
     @cached_property
     def content(self) -> str:
         return fingerprint_of(self.seed, *(task.fingerprint() for task in self.tasks))
@@ -150,6 +163,10 @@ class TaskSequence(Task):
     def name_of(self, index: int) -> str:
         task, local = self._find(index)
         return task.where(local)
+
+    def locate(self, index: int) -> tuple[Task, int]:
+        task, local = self._find(self._indices()[index])
+        return task.locate(local)
 
     @cached_property
     def content(self) -> str:

@@ -17,8 +17,8 @@ from nanochat.checkpoint_manager import save_checkpoint
 from nanochat.common import UserError
 from nanochat.engine import Engine
 from nanochat.eval_result import KEEP, EvalResult
+from nanochat.sampling import stream_seed
 from nanochat.task_eval import (
-    problem_seed,
     run_categorical_eval,
     run_chat_eval,
     run_generative_eval,
@@ -85,7 +85,7 @@ def test_problems_have_streams_of_their_own(tokenizer, engine):
             return super().get_example(0)
 
     assert len(set(run_generative_eval(Same(30), tokenizer, engine, **SAMPLED).right)) > 1
-    assert len({problem_seed(seed, index) for seed in (-1, 0, 1, 42, 2**64) for index in range(1000)}) == 5000 - 1000
+    assert len({stream_seed(seed, index) for seed in (-1, 0, 1, 42, 2**64) for index in range(1000)}) == 5000 - 1000
     # (0 and 2**64 are one seed: 64 bits)
 
 

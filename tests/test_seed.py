@@ -1,7 +1,5 @@
 """People who know nanochat find their way: every name that they know is where they look for it.
 
-`NAMES` are there. `TO_COME` are not yet: an entry that has arrived must move up, or the test fails.
-
 Run: python -m pytest tests/test_seed.py
 """
 
@@ -67,14 +65,10 @@ NAMES = {
     "scripts.base_eval": "main",
     "scripts.mid_train": "main",
     "scripts.chat_sft": "main",
+    "scripts.chat_rl": "main",
     "scripts.chat_eval": "main run_generative_eval run_categorical_eval run_chat_eval",
     "scripts.chat_cli": "main",
     "scripts.chat_web": "main",
-}
-
-# (module, names): the piece of work that brings them.
-TO_COME = {
-    ("scripts.chat_rl", "main"): "reinforcement learning",
 }
 
 SPECIAL = "bos user_start user_end assistant_start assistant_end python_start python_end output_start output_end"
@@ -99,11 +93,6 @@ def is_there(module: str, name: str) -> bool:
 @pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in NAMES.items() for n in names.split()])
 def test_name_is_where_the_seed_has_it(module, name):
     assert callable(find(module, name)) or name in {"SPECIAL_TOKENS", "Task.eval_type"}
-
-
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in TO_COME for n in names.split()])
-def test_what_is_to_come_is_listed_as_long_as_it_is_missing(module, name):
-    assert not is_there(module, name), f"{module}.{name} has arrived: move it from TO_COME to NAMES"
 
 
 def test_the_finder_sees_what_is_missing():

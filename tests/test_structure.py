@@ -35,6 +35,7 @@ FLOORS = {
     "nanochat/loss_eval.py": 5,
     "nanochat/core_eval.py": 5,
     "nanochat/task_eval.py": 5,
+    "nanochat/rollouts.py": 5,
     "nanochat/chat_session.py": 5,
     "nanochat/worker_pool.py": 5,
     "nanochat/model_choice.py": 5,

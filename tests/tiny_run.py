@@ -13,7 +13,7 @@ import torch
 import nanochat.train
 from nanochat.dataloader import Batch
 from nanochat.stage_config import StageConfig
-from nanochat.train import Every, TrainState, run_training
+from nanochat.train import Every, Rows, TrainState, run_training
 from tests.helpers import small_model
 
 
@@ -60,5 +60,5 @@ def fit(tokenizer, directory, until: int, *, stop_at: int | None = None, hooks: 
     quick = lambda device, dtype: 1e12 + float(torch.rand(()))  # noqa: E731 (the real one takes half a second; it draws)
     with mock.patch.object(nanochat.train, "measure_matmul_flops", quick):
         return run_training(model=model, tokenizer=tokenizer, optimizer=model.setup_optimizers(), make_batches=batches,
-                            config=Small(**changes), num_iterations=until, rows=4, directory=directory,
+                            config=Small(**changes), num_iterations=until, rows=Rows(4, 4), directory=directory,
                             hooks=hooks or [Every(1, hook)])
