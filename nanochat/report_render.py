@@ -51,11 +51,15 @@ def _series(record: dict) -> dict[str, list[tuple[float, float]]]:
 
 
 def _curves_figure(title: str, series: dict[str, list[tuple[float, float]]]):
-    """One panel a series, side by side, over the step."""
+    """One panel a series over the step, at most four side by side."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(series), figsize=(4.5 * len(series), 3), squeeze=False, layout="constrained")
-    for axis, (label, points) in zip(axes[0], series.items()):
+    columns = min(4, len(series))
+    rows = -(-len(series) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(series) :]:
+        axis.remove()
+    for axis, (label, points) in zip(axes.flat, series.items()):
         axis.plot(*zip(*points), linewidth=1, marker="." if len(points) < 40 else None)
         axis.set(title=f"{title}: {label}", xlabel="step")
         axis.grid(alpha=0.3)

@@ -394,11 +394,13 @@ def say_goodbye(stages: list[Stage], seconds: float) -> None:
     print(f"\nDone in {int(seconds) // 60} min {int(seconds) % 60} s. Checkpoints and reports: {get_base_dir()}")
     if any(s.script == "report" for s in stages):
         print(f"Report card: {Path.cwd() / 'report.md'} (and report.json)")
-    if {"mid_train", "chat_sft", "chat_rl"} & {s.script for s in stages}:
+    scripts = {s.script for s in stages}
+    if {"mid_train", "chat_sft", "chat_rl"} & scripts:
         python = Path(sys.executable)
         if python.is_relative_to(Path.cwd()):
             python = python.relative_to(Path.cwd())
-        print(f"Talk to it:  {python} -m scripts.chat_cli, or in the browser: {python} -m scripts.chat_web")
+        chat = f"{python} -m scripts.chat_{{}}{' --source=rl' if 'chat_rl' in scripts else ''}"
+        print(f"Talk to it:  {chat.format('cli')}, or in the browser: {chat.format('web')}")
 
 
 def main(argv: list[str] | None = None) -> int:
