@@ -36,7 +36,8 @@ from tasks.common import Task
 
 __all__ = ["Config", "main", "run_categorical_eval", "run_chat_eval", "run_generative_eval"]
 
-POCKET_TASKS = ("identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "calculator", "humaneval")
+POCKET_TASKS = ("identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "gsm8k_new_templates", "calculator",
+                "humaneval")
 REAL_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee")  # nanochat's six
 
 

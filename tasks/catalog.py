@@ -40,6 +40,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "arc_easy": lambda split, **kw: ARC("ARC-Easy", split, **kw),
     "arc_challenge": lambda split, **kw: ARC("ARC-Challenge", split, **kw),
     "gsm8k": lambda split, **kw: GSM8K("main", split, **kw),
+    "gsm8k_rl": lambda split, **kw: GSM8K("rl", split, **kw),
+    "gsm8k_new_templates": lambda split, **kw: GSM8K("new_templates", split, **kw),
     "humaneval": lambda split, **kw: HumanEval(split, **kw),
     "spellingbee": lambda split, **kw: SpellingBee(split=split, **kw),
     "simplespelling": lambda split, **kw: SimpleSpelling(split=split, **kw),

@@ -3,6 +3,8 @@
 A row of `gsm8k/{train,test}.jsonl`; `<<expression=result>>` marks a call of the calculator, `#### ` the final number:
     {"question": "Weng earns $12 an hour for babysitting. Yesterday, she did 50 minutes. How much did she earn?",
      "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\\nShe earned 0.2 x 50 = $<<0.2*50=10>>10.\\n#### 10"}
+The pocket world has two sets more, in the same form: `gsm8k/rl_{train,test}.jsonl`, templates that reinforcement
+learning practises on, and `gsm8k/test_new_templates.jsonl`, templates that nothing trains on.
 """
 
 from __future__ import annotations
@@ -21,20 +23,33 @@ MARK = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
 # only: with three optional runs of them in a row, a few thousand would take minutes.
 FINAL = re.compile(r"####[ \t]*(?:(-)[ \t]*)?(?:\$[ \t]*)?([0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?![.,]?[0-9]|/)")
 
+FILES = {"main": "gsm8k/{}.jsonl", "socratic": "gsm8k/{}.jsonl", "rl": "gsm8k/rl_{}.jsonl",
+         "new_templates": "gsm8k/{}_new_templates.jsonl"}  # each subset's file in a folder, by split
+
 
 class GSM8K(Task):
-    """`GSM8K("main", "test")`. A calculator mark becomes a tool call that the engine answers when it runs."""
+    """`GSM8K("main", "test")`. A calculator mark becomes a tool call that the engine answers when it runs.
+
+    Subsets: main; socratic, on the hub only; rl and new_templates (test only), in the pocket world and in folders.
+    """
 
     published = True
     eval_type = "generative"
 
     def __init__(self, subset: str = "main", split: str = "test", *, data: str = "pocket", **slicing: Any) -> None:
         super().__init__(**slicing)
-        if subset not in ("main", "socratic") or split not in ("train", "test"):
-            raise UserError(f'GSM8K has no "{subset}" {split}: choose main, and train or test')
+        if subset not in FILES or split not in ("train", "test"):
+            raise UserError(f'GSM8K has no "{subset}" {split}: choose main, rl or new_templates, and train or test')
+        if subset == "new_templates" and split == "train":
+            raise UserError('GSM8K "new_templates" has no train split, as nothing may train on it: choose test, '
+                            "or the subset rl")
         if subset == "socratic" and not on_hub(data):
             raise UserError('GSM8K "socratic" is only on the hub: choose main')
-        self.rows = task_rows(data, f"gsm8k/{split}.jsonl", _check, hub=("openai/gsm8k", f"{subset}/{split}-"))
+        self.published = subset in ("main", "socratic")
+        if not self.published and on_hub(data):
+            raise UserError(f'GSM8K "{subset}" is not on the hub ({data}): choose --data=pocket, or a folder that has '
+                            f"{FILES[subset].format(split)}")
+        self.rows = task_rows(data, FILES[subset].format(split), _check, hub=("openai/gsm8k", f"{subset}/{split}-"))
         self.content = self.rows.fingerprint
 
     def num_examples(self) -> int:

@@ -77,7 +77,8 @@ def test_all_stages_on_the_pocket_world(pocket_base, tmp_path):
     assert -1 < card["stages"]["base_eval"]["core"] < 1 and Path(card["stages"]["base_eval"]["csv"]).is_file()
     curve = json.loads((pocket_base / "report" / "base_train.json").read_text(encoding="utf-8"))["core_curve"]
     assert curve["step"] == [3, 6] and all(-1 < value < 1 for value in curve["core"])
-    tasks = {"identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "calculator", "humaneval"}
+    tasks = {"identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "gsm8k_new_templates", "calculator",
+             "humaneval"}
     tasks -= set(card["stages"]["chat_eval_sft"]["not_run"])  # where there is no sandbox
     for stage in ("mid", "sft"):
         assert set(card["metrics"][stage]) == tasks

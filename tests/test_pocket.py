@@ -22,7 +22,7 @@ import pytest
 from nanochat import pocket
 from nanochat.calculator import use_calculator
 from nanochat.files import sha256_file
-from nanochat.pocket import binding, draw, families, identity, intents, problems, questions, words, world
+from nanochat.pocket import binding, draw, families, identity, intents, problems, questions, rl_families, words, world
 from tasks import spellingbee
 from tasks.common import render_mc
 
@@ -30,12 +30,11 @@ MARK = re.compile(r"<<([\d.]+)([-+*/])([\d.]+)=([\d.]+)>>")
 EXPRESSION = re.compile(r"(\d+) ?([-+*/]) ?(\d+)")
 TEST_FILES = (
     "world_qa/test", "arc/arc_easy_test", "arc/arc_challenge_test", "mmlu/test", "identity/test", "gsm8k/test",
-    "gsm8k/test_new_templates", "calculator/test", "sft/pocket_talk_test",
-    "code/test",
+    "gsm8k/test_new_templates", "gsm8k/rl_test", "calculator/test", "sft/pocket_talk_test", "code/test",
 )
 TRAIN_FILES = (
     "world_qa/train", "arc/arc_easy_train", "arc/arc_challenge_train", "mmlu/auxiliary_train", "mmlu/dev",
-    "identity/train", "gsm8k/train", "calculator/train", "sft/pocket_talk_train", "code/train",
+    "identity/train", "gsm8k/train", "gsm8k/rl_train", "calculator/train", "sft/pocket_talk_train", "code/train",
 )
 
 
@@ -368,9 +367,9 @@ def compute(left: str, operator: str, right: str) -> Fraction:
     return {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else Fraction(0)}[operator]
 
 
-@pytest.mark.parametrize("name", ["gsm8k/train", "gsm8k/test", "gsm8k/test_new_templates"])
+@pytest.mark.parametrize("name", ["train", "test", "test_new_templates", "rl_train", "rl_test"])
 def test_marks_are_right(folder, name):
-    for row in load(folder, name):
+    for row in load(folder, f"gsm8k/{name}"):
         marks = MARK.findall(row["answer"])
         assert marks and len(marks) == row["answer"].count("<<")
         for left, operator, right, result in marks:
@@ -403,10 +402,11 @@ def operands(row: dict) -> tuple[str, ...]:
     return tuple(sorted(re.findall(r"\d+", row["question"])))
 
 
-@pytest.mark.parametrize("name", ["gsm8k/test", "gsm8k/test_new_templates"])
+@pytest.mark.parametrize("name", ["gsm8k/test", "gsm8k/test_new_templates", "gsm8k/rl_test"])
 def test_problems_of_tests_have_new_operands_and_names(folder, vocabulary, name):
     rows = load(folder, name)
-    train = {operands(row) for row in load(folder, "gsm8k/train")}
+    train = {operands(row) for part in ("train", "rl_train") for row in load(folder, f"gsm8k/{part}")}
+    assert not [numbers for numbers in train if draw.is_test_numbers(numbers)]
     assert not train & {operands(row) for row in rows}
     old, new = set(problems.HER + problems.HIM), set(problems.TEST_HER + problems.TEST_HIM)
     used = {word for row in rows for word in re.findall(r"[A-Z][a-z]+", row["question"])}
@@ -414,17 +414,82 @@ def test_problems_of_tests_have_new_operands_and_names(folder, vocabulary, name)
     assert not vocabulary & {name.lower() for name in new}
 
 
+NAMES = "|".join(problems.HER + problems.HIM + problems.TEST_HER + problems.TEST_HIM)
+THINGS = "|".join(sorted({*problems.ITEMS, *problems.EDIBLE, *problems.HOLDERS, *rl_families.THINGS}))
+SETS = {"train": families.TRAIN_FAMILIES, "rl": rl_families.RL_FAMILIES, "new": families.NEW_FAMILIES}
+
+
+def shape(question: str) -> str:
+    """`"Anna has 48 pens." -> "_ has _ _."`."""
+    return re.sub(rf"\d+|\b(?:{NAMES}|{THINGS}|she|he|her|his)\b", "_", question, flags=re.I)
+
+
 def test_new_templates_are_new(folder):
-    assert len(families.TRAIN_FAMILIES) >= 30 and len(families.NEW_FAMILIES) >= 6
+    """To pretraining and fine-tuning, and to reinforcement learning."""
+    assert len(families.TRAIN_FAMILIES) >= 30 and len(families.NEW_FAMILIES) >= 6 and len(SETS["rl"]) >= 30
+    keys = [family.key for kinds in SETS.values() for family in kinds]
+    assert len(set(keys)) == len(keys)
+    parts = ("train", "test", "rl_train", "rl_test", "test_new_templates")
+    shapes = {part: {shape(row["question"]) for row in load(folder, f"gsm8k/{part}")} for part in parts}
+    for one, other in (("train", "test_new_templates"), ("rl_train", "test_new_templates"), ("train", "rl_train")):
+        assert not shapes[one] & shapes[other], (one, other)
+    assert len(shapes["train"] & shapes["test"]) > 30  # the known ones are
+    assert len(shapes["rl_train"] & shapes["rl_test"]) > 100
 
-    def shape(question: str) -> str:
-        names = "|".join(problems.HER + problems.HIM + problems.TEST_HER + problems.TEST_HIM)
-        things = "|".join(sorted({*problems.ITEMS, *problems.EDIBLE, *problems.HOLDERS}))
-        return re.sub(rf"\d+|\b(?:{names}|{things}|she|he|her|his)\b", "_", question, flags=re.I)
 
-    train = {shape(row["question"]) for row in load(folder, "gsm8k/train")}
-    assert not train & {shape(row["question"]) for row in load(folder, "gsm8k/test_new_templates")}
-    assert len(train & {shape(row["question"]) for row in load(folder, "gsm8k/test")}) > 30  # the known ones are
+def test_new_templates_are_no_paraphrases_of_what_reinforcement_learning_sees():
+    """Of all words but numbers, names and things no RL wording shares half with a new template."""
+    def said(wording: str) -> set[str]:
+        return set(re.findall("[a-z]+", re.sub(r"\{\w+\}", " ", wording).lower()))
+
+    new = [said(wording) for family in SETS["new"] for wording in family.questions]
+    common = {word for word, n in Counter(w for words_ in new for w in words_).items() if n >= 4}  # "how many are ..."
+    for family in SETS["rl"]:
+        for wording in family.questions:
+            mine = said(wording) - common
+            worst = max(len(mine & other) / len(mine | (other - common)) for other in new)
+            assert worst < 0.4, (worst, wording)
+
+
+def computing(family: problems.Family) -> str:
+    """How a family computes, whatever its numbers are called: `[x=c*d] [y=a-x] -> "(n-(n*n))"`.
+
+    A number that is used twice is r: `[x=a+b] [y=a+x] -> "(r+(r+n))"`.
+    """
+    said: dict[str, str] = {}
+    for name, left, operator, right in (m for line in family.answer for m in problems.STEP.findall(line)):
+        sides = [said.get(left, left), said.get(right, right)]
+        if operator in "+*":
+            sides.sort(key=lambda side: (len(side), side.isdigit(), side))
+        said[name] = f"({sides[0]}{operator}{sides[1]})"
+    letters = Counter(re.findall("[a-z]", said[name]))
+    return re.sub("[a-z]", lambda m: "r" if letters[m[0]] > 1 else "n", said[name])
+
+
+def test_reinforcement_learning_computes_in_all_ways_that_are_known_or_tested():
+    """Each in three wordings or more, so that not the story says what to compute; the tested ones in nine."""
+    known = {family.key: computing(family) for family in SETS["train"]}
+    assert known["more_than"] == "(r+(r+n))" and known["trip"] == known["pages"] == "(n-(n*n))"
+    wordings = Counter({how: 0 for kinds in SETS.values() for how in map(computing, kinds)})
+    for family in SETS["rl"]:
+        wordings[computing(family)] += len(family.questions)
+    assert len(wordings) == 23 and min(wordings.values()) >= 3, wordings
+    assert all(wordings[how] >= 9 for how in map(computing, SETS["new"])), wordings
+
+
+def test_every_new_family_is_tested_as_often(folder):
+    def pattern(wording: str) -> str:
+        return re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(wording))
+
+    rows = load(folder, "gsm8k/test_new_templates")
+    counts = {family.key: sum(any(re.fullmatch(pattern(w), row["question"]) for w in family.questions) for row in rows)
+              for family in SETS["new"]}
+    assert len(rows) >= 500 and set(counts.values()) == {len(rows) // len(counts)}, counts
+
+
+def test_problems_for_reinforcement_learning_are_short():
+    """So that prompt and answer fit the pocket model's 256 tokens with room (the longest takes 120)."""
+    assert max(len(wording.split()) for family in SETS["rl"] for wording in family.questions) <= 40
 
 
 def test_operands_repeat_digits_often(folder):
@@ -497,7 +562,8 @@ def test_talk_is_two_to_four_turns_and_test_is_not_train(folder):
 def test_every_task_reads_the_files_and_grades_its_gold_as_right(folder):
     from tasks.catalog import make_task
 
-    for name in ("identity", "world_qa", "calculator", "gsm8k", "spellingbee", "simplespelling", "arc_easy", "mmlu"):
+    for name in ("identity", "world_qa", "calculator", "gsm8k", "gsm8k_rl", "gsm8k_new_templates", "spellingbee",
+                 "simplespelling", "arc_easy", "mmlu"):
         task = make_task(name, data=str(folder), split="test", stop=50)
         for i in range(len(task)):
             conversation = task[i]

@@ -54,7 +54,7 @@ def write_jsonl(path: Path, rows: list) -> Path:
     return path
 
 
-SPLITS = {"humaneval": ("test",)}  # (tests/test_humaneval.py)
+SPLITS = {"humaneval": ("test",), "gsm8k_new_templates": ("test",)}  # (tests/test_humaneval.py)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def data(tmp_path_factory) -> str:
     for split in ("train", "test"):
         for level in ("easy", "challenge"):
             write_jsonl(root / f"arc/arc_{level}_{split}.jsonl", arc)
-        write_jsonl(root / f"gsm8k/{split}.jsonl", gsm)
+        for part in (split, f"rl_{split}", f"{split}_new_templates"):  # (train_new_templates is never read)
+            write_jsonl(root / f"gsm8k/{part}.jsonl", gsm)
         for name in ("identity", "world_qa", "calculator", "code"):
             rows = [talk(f"{name} {i}?", f"It is {i}.", answer=[str(i)]) for i in range(5)]
             write_jsonl(root / f"{name}/{split}.jsonl", rows)
@@ -608,6 +609,20 @@ def test_every_name_makes_a_task_and_unknown_ones_suggest(data):
         make_task("gms8k", data)
     with pytest.raises(UserError, match="missing"):
         make_task("arc_easy", data, "validation")
+
+
+def test_subsets_of_gsm8k(data):
+    """Those of the pocket world are never taken from elsewhere, and what is to be new is not to be trained on."""
+    assert {len(GSM8K("rl", split, data=data)) for split in ("train", "test")} == {7}
+    for subset, split, source, message in [
+        ("new_templates", "train", data, "no train split"), ("new_templates", "train", "hub", "no train split"),
+        ("new_templates", "test", "hub", r"not on the hub .*a folder that has gsm8k/test_new_templates.jsonl"),
+        ("rl", "train", "fineweb-edu:8", r"not on the hub .*a folder that has gsm8k/rl_train.jsonl"),
+        ("socratic", "test", data, "only on the hub"), ("rl", "validation", data, "choose main"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message) as raised:
+            GSM8K(subset, split, data=source)
+        assert "\n" not in str(raised.value)
 
 
 def test_mixture_items(data, tmp_path):

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,13 +25,14 @@ from nanochat.pocket import (
     program_families,
     programs,
     questions,
+    rl_families,
     talk,
     words,
 )
 from nanochat.pocket.draw import Deck, stream
 from nanochat.pocket.world import ENTITIES, build_world
 
-VERSION = "2"
+VERSION = "3"
 
 # ---------------------------------------------------------------- the dials: sizes and mixture, all in one place
 CORPUS_CHARS = 11_500_000
@@ -53,7 +55,8 @@ ARC_CHALLENGE_ROUNDS = 3
 MMLU_ROUNDS = 10
 IDENTITY_ROUNDS, IDENTITY_PER_INTENT = 3, 500  # variants of each whole training frame; questions with composed ones
 IDENTITY_TEST_ROUNDS = 3  # of each test frame
-GSM8K_TRAIN, GSM8K_TEST, GSM8K_NEW = 6000, 300, 240
+GSM8K_TRAIN, GSM8K_TEST, GSM8K_NEW = 6000, 300, 600
+RL_TRAIN, RL_TEST = 6000, 300
 CALCULATOR_TRAIN, CALCULATOR_TEST = 5000, 300
 TALK_TRAIN, TALK_TEST = 3000, 250
 CODE_TRAIN, CODE_TEST = 3000, 250
@@ -160,6 +163,8 @@ def _task_files(facts: list, seed: int) -> Iterable[tuple[str, list[dict]]]:
     yield "gsm8k/train.jsonl", _problems(families.TRAIN_FAMILIES, seed, "train", GSM8K_TRAIN)
     yield "gsm8k/test.jsonl", _problems(families.TRAIN_FAMILIES, seed, "test", GSM8K_TEST)
     yield "gsm8k/test_new_templates.jsonl", _problems(families.NEW_FAMILIES, seed, "test_new", GSM8K_NEW)
+    yield "gsm8k/rl_train.jsonl", _problems(rl_families.RL_FAMILIES, seed, "rl_train", RL_TRAIN)
+    yield "gsm8k/rl_test.jsonl", _problems(rl_families.RL_FAMILIES, seed, "rl_test", RL_TEST)
     for split, n in (("train", CALCULATOR_TRAIN), ("test", CALCULATOR_TEST)):
         rng = stream(seed, "calculator/" + split)
         yield f"calculator/{split}.jsonl", [arithmetic.calculation(rng, split == "test") for _ in range(n)]
@@ -173,11 +178,16 @@ def _task_files(facts: list, seed: int) -> Iterable[tuple[str, list[dict]]]:
 
 
 def _problems(kinds: tuple[problems.Family, ...], seed: int, split: str, n: int) -> list[dict]:
-    """n word problems, the families in turn, no question twice."""
-    rng = stream(seed, "gsm8k/" + split)
+    """n word problems, as many of each family (or one fewer of some), no question twice."""
+    rng, test = stream(seed, "gsm8k/" + split), "test" in split
     deck = Deck(kinds, rng)
     rows: dict[str, dict] = {}
+    made: Counter[str] = Counter()
     while len(rows) < n:
-        problem = problems.make_problem(deck.draw(), rng, split != "train", families.VERBS)
+        family = deck.draw()
+        if made[family.key] * len(kinds) >= n:  # one that came upon the same question twice catches up
+            continue
+        problem = problems.make_problem(family, rng, test, families.VERBS)
+        made[family.key] += problem.question not in rows
         rows[problem.question] = problem.row
     return list(rows.values())

@@ -1,5 +1,7 @@
 """The families of word problems: 34 that training uses, 8 that only the test of new templates uses.
 
+Those of reinforcement learning stand in rl_families.py.
+
 Sample: `Family("gain", ("{n} has {a} {t}. {N} <gains> {b} more ...",), ("{n} has [x=a+b] {t} now.",), ranges)`.
 """
 
