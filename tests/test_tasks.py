@@ -228,8 +228,8 @@ def check_grading(task: Task) -> int:
 NOT_GRADED_HERE = ("smoltalk", "documents", "code", "humaneval")  # the last in tests/test_humaneval.py
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in NOT_GRADED_HERE])
+@pytest.mark.parametrize(("name", "split"), [(name, split) for name in TASKS if name not in NOT_GRADED_HERE
+                                             for split in SPLITS.get(name, ("train", "test"))])
 def test_gold_is_right_and_what_is_mangled_is_wrong(name, split, data):
     task = make_task(name, data, split, stop=20)
     assert len(task) > 0 and task.eval_type in ("categorical", "generative")

@@ -6,7 +6,8 @@ over to new ones is to read which numbers go together and how. So each way of co
 stands here in three stories or more, and the same stories, things and verbs come back with other ways of computing
 (sheep are sold, then born; born, then sold): only the words say which. Those of the new templates have three families.
 The first wording of most is near to what fine-tuning knows, so that there is something to reinforce from the first
-step on; the others are far.
+step on; the others are far. Fine-tuning never adds before it multiplies, nor doubles before it subtracts: three of the
+near ones reach the same number by a known way, as in `5 cups for 3 dollars each and 4 spoons for 3 dollars each`.
 
 Sample: `Family("add_before", ("After {n} sold {b} lamps, {a} lamps were ...",), ("... [x=a+b] at first.",), ranges)`.
 The spelling test drops words that training uses: none falls out for what is said here and nowhere else.
@@ -164,7 +165,7 @@ MULTIPLYING_FIRST = (
         "{n} sells {a} {h} of {b} {t} and still has {c} {t}. How many {t} were there before?"),
         ("First there are [x=a*b].", "In all there are [y=x+c]."), {"a": SMALL, "b": MIDDLE, "c": MIDDLE}),
     Family("use_up", (
-        "{n} has {a} {t} and puts {c} of them in each of {b} {h}. How many {t} are left?",
+        "{n} has {a} {t}. {N} gives {b} {t} a day away for {c} days. How many {t} are left?",
         "A roll has {a} feet of cloth. {n} sews {b} shirts with {c} feet for each. How much cloth is left?",
         "{n} has {a} pounds of flour and bakes {b} cakes. Every cake takes {c} pounds. How much flour remains?",
         "There are {a} nails in a tin. {n} builds {b} chairs and needs {c} nails for each. How many nails stay?"),
@@ -208,13 +209,13 @@ MULTIPLYING_FIRST = (
         "{n} buys two ropes of {a} feet and uses {b} feet. How many feet of rope are left?"),
         ("First it is [x=a*2].", "Then it is [y=x-b]."), {"a": MIDDLE, "b": MIDDLE}),
     Family("twice_the_catch", (
-        "{n} has {a} {t}. {m} has twice as many and gives {b} of them to a school. How many {t} does {m} keep?",
+        "{n} <gains> {a} {t} and {m} <gains> {a} {t} too. They sell {b} {t}. How many {t} are left?",
         "{m} caught twice as many fish as {n}, who caught {a}, but let {b} go. How many fish does {m} keep?",
         "A pot of soup needs {a} beans. {n} cooks two pots and has {b} beans. How many beans must {ne} buy?",
         "{n} has two jobs that pay {a} dollars each and spends {b} dollars. How much remains?"),
         ("First it is [x=a*2].", "Then it is [y=x-b]."), {"a": MIDDLE, "b": MIDDLE}),
     Family("two_nights", (
-        "{n} has two boxes of {a} {t} and uses {b} {t}. How many {t} are left?",
+        "{n} earns {a} dollars a day for two days. {N} spends {b} dollars. How many dollars are left?",
         "Two coats cost {a} dollars each. Today {n} pays {b} dollars less for both. What does {ne} pay?",
         "A room costs {a} dollars a night. {n} stays two nights and has paid {b} dollars. What must {ne} still pay?",
         "{n} needs double the {a} {t} of {m} and has found {b}. How many {t} must {ne} still find?"),
@@ -223,13 +224,13 @@ MULTIPLYING_FIRST = (
 
 ADDING_FIRST = (
     Family("each_of_both", (
-        "{n} buys {a} {t} and {m} buys {b} {t}. Each costs {c} dollars. How much do they pay together?",
+        "{n} buys {a} cups for {c} dollars each and {b} spoons for {c} dollars each. How much does {ne} pay?",
         "A boat takes {a} men and {b} women. Each of them pays {c} dollars. How much do they all pay?",
         "{n} invites {a} boys and {b} girls and bakes {c} rolls for every child. How many rolls is that?",
         "{a} red and {b} green chairs need {c} nails each. How many nails are needed?"),
         ("There are [x=a+b].", "The total is [y=x*c]."), {"a": MIDDLE, "b": MIDDLE, "c": SMALL}),
     Family("each_day", (
-        "{n} <makes> {a} {t} and {m} <makes> {b} {t} every day. How many {t} is that in {c} days?",
+        "{n} <makes> {a} {t} a day for {c} days and {m} <makes> {b} {t} a day for {c} days. How many {t} is that?",
         "{n} runs {a} miles each morning and {b} miles each evening. How many miles is that in {c} days?",
         "A dog eats {a} cups and a cat {b} cups of food a day. How many cups do both eat in {c} days?",
         "{n} earns {a} dollars a week and {m} earns {b}. How much do they earn together in {c} weeks?"),
@@ -253,7 +254,7 @@ ADDING_FIRST = (
         "A bike costs {a} dollars and a lamp {b} dollars. {n} saves {c} dollars a week for both. How many weeks?"),
         ("In all it is [x=a+b].", "The number is [y=x/c]."), {"a": MIDDLE, "b": MIDDLE, "c": SMALL}),
     Family("drawers", (
-        "{n} has {a} {t}, <gains> {b} more and puts all into {c} {h}, as many in each. How many {t} are in each?",
+        "{n} has {a} {t} and <gains> {b} more. {N} puts all into {c} {h} in equal parts. How many are in each?",
         "{n} lays {a} {t} and then {b} more into {c} drawers, as many in each. How many are in one drawer?",
         "The farmer brings {a} bags, his son {b} bags. They load {c} carts alike. How many bags are on one cart?",
         "{a} old and {b} new books stand on {c} shelves, as many on each. How many books are on a shelf?"),
