@@ -17,9 +17,9 @@ which the rounding of another forward pass decides: every row and every reward i
 of the answers, sampled and forced, without what is computed behind an end; the seconds begin with the prompts' ids and
 end with the rewards.
 
-The stand-in (no --source) is a random model of the pocket's sizes in whose head the tokens that end an answer, that
-call the calculator, and digits are louder. So its answers end, at lengths that vary a lot, and use the tool; a reward
-is drawn from a checksum of the text: any other text changes every second one.
+The stand-in (no --source) is a random model of the pocket's sizes that says <|assistant_end|> louder than the rest. So
+answers end, some at once, a few only with the context; a reward is drawn from a checksum of the text: any other text
+changes every second one. It does not get as far as calling the calculator; a checkpoint does.
 
 The last line printed is JSON: `rollouts_vs_fixed` is the median over the rounds of the ratio of tokens per second.
 """
@@ -34,7 +34,7 @@ import string
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,9 @@ def stand_in(depth: int, device: torch.device) -> tuple[GPT, RustBPETokenizer]:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, p.size(-1) ** -0.5, generator=generator)
-        # a row of the head k times as long: a logit of k times the deviation, which is sometimes far above all others
-        louder = {s.assistant_end: 3.0, s.python_start: 3.0, s.python_end: 4.0, s.bos: 0.0}
-        for token, times in {**dict.fromkeys(range(ord("0"), ord("9") + 1), 3.0), **louder}.items():
-            model.lm_head.weight[token] *= times
+        # a row of the head four times as long: a logit with four times the deviation, sometimes far above all others
+        model.lm_head.weight[s.assistant_end] *= 4
+        model.lm_head.weight[s.bos] = 0
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
@@ -258,26 +257,26 @@ def measure(config: Config, engine: Engine, tasks: Sequence[Task]) -> list[dict[
     return rounds
 
 
+def of_way(ours: list[Rollouts], own: list[Rollouts]) -> dict[str, Any]:
+    """One way's figures over all rounds: medians where they are times, else sums. `ours` is what it must agree with."""
+    def differ(what: Callable[[Rollouts], list[Any]]) -> int:
+        return sum(x != y for a, b in zip(ours, own) for x, y in zip(what(a), what(b), strict=True))
+
+    tokens, row_steps = sum(x.tokens for x in own), sum(x.row_steps for x in own)
+    return {
+        "tokens_per_s": statistics.median(x.tokens / x.wall for x in own),
+        **{f"{name}_s": statistics.median(getattr(x, name) for x in own) for name in ("wall", "cpu", "grading")},
+        "rows_that_differ": differ(lambda x: [row.ids for row in x.rows]),
+        "rewards_that_differ": differ(lambda x: x.rewards),
+        "tokens": tokens, "row_steps": row_steps, "wasted": 1 - tokens / row_steps,
+    }
+
+
 def summary(rounds: list[dict[str, Rollouts]]) -> dict[str, Any]:
-    """The figures of all rounds: medians where they are times, else sums."""
-    def median(of: Any) -> float:
-        return statistics.median(of(done) for done in rounds)
+    """The figures of all ways and rounds."""
+    ways = {way: of_way([done[OURS] for done in rounds], [done[way] for done in rounds]) for way in WAYS}
 
-    ways = {}
-    for way in WAYS:
-        pairs = [pair for done in rounds for pair in zip(done[OURS].rows, done[way].rows, strict=True)]
-        rewards = [pair for done in rounds for pair in zip(done[OURS].rewards, done[way].rewards, strict=True)]
-        tokens, steps = (sum(of(done[way]) for done in rounds) for of in (lambda x: x.tokens, lambda x: x.row_steps))
-        ways[way] = {
-            "tokens_per_s": median(lambda done: done[way].tokens / done[way].wall),
-            "wall_s": median(lambda done: done[way].wall), "cpu_s": median(lambda done: done[way].cpu),
-            "grading_s": median(lambda done: done[way].grading),
-            "rows_that_differ": sum(a.ids != b.ids for a, b in pairs),
-            "rewards_that_differ": sum(a != b for a, b in rewards),
-            "tokens": tokens, "row_steps": steps, "wasted": 1 - tokens / steps,
-        }
-
-    def factor(way: str, of: Any) -> list[float]:
+    def factor(way: str, of: Callable[[Rollouts], float]) -> list[float]:
         return [(done[OURS].tokens / of(done[OURS])) / (done[way].tokens / of(done[way])) for done in rounds]
 
     rows = [row for done in rounds for row in done[OURS].rows]
