@@ -131,6 +131,15 @@ class Event(NamedTuple):
 # --------------------------------------------------------------------------- the loop
 
 
+class Computed(NamedTuple):
+    """A prompt that was computed, for samples of it that had no place yet."""
+
+    prompt: list[int]
+    kv: Tensor  # (2, layers, H_kv, len(prompt), D)
+    logits: Tensor  # (1, V), after its last token
+    prefixes: PrefixCache  # the engine's at that time: it has another one when the weights have changed
+
+
 class Generation:
     """Rows being decoded together; call `step` until it is []. `rows` holds those of the first request, in order."""
 
@@ -139,6 +148,7 @@ class Generation:
         self.waiting: deque[RowState] = deque()
         self.active: list[RowState] = []
         self.cache: KVCache | None = None
+        self.computed: Computed | None = None
         self.prefixes = engine.prefixes
         self.add(rows)
 
@@ -200,13 +210,17 @@ class Generation:
     def _admit(self) -> list[Tensor]:
         """Take waiting rows in and compute their prompts; returns the logits at the end of each, (rows, V).
 
-        Samples of one prompt share its list, and its computation. What another prompt began with is not computed again.
+        Samples of one prompt share its list, and its computation, also when they come in one by one. What another
+        prompt began with is not computed again.
         """
-        distinct, siblings, tokens = [], [], 0
+        last = self.computed if self.computed and self.computed.prefixes is self.engine.prefixes else None
+        distinct, siblings, tokens = [], [], 0  # siblings: with the index in `distinct`, or -1 for `last`
         free = self.max_rows - len(self.active)
         while self.waiting and len(distinct) + len(siblings) < free:
             row = self.waiting[0]
-            if distinct and row.prompt is distinct[-1].prompt:
+            if last is not None and row.prompt is last.prompt:
+                siblings.append((row, -1))
+            elif distinct and row.prompt is distinct[-1].prompt:
                 siblings.append((row, len(distinct) - 1))
             elif distinct and tokens + len(row.prompt) > PREFILL_TOKENS:
                 break
@@ -214,26 +228,39 @@ class Generation:
                 distinct.append(row)
                 tokens += len(row.prompt)
             self.waiting.popleft()
-        if not distinct:
-            return []
         first = len(self.active)
         group = distinct + [row for row, _ in siblings]
+        if not group:
+            return []
         if self.cache is None:  # short completions never make it grow
             positions = max(len(r.prompt) + min(r.limit, GROWTH) for r in (*group, *self.waiting))
             self.cache = self.engine.new_cache(min(self.max_rows, len(group) + len(self.waiting)), positions)
             self.cache.keep([])  # the rows are allocated, none is in use
         self.cache.add_rows(len(group))
+        logits = [self._prefill(distinct, first)] if distinct else []
+        for i, (_, source) in enumerate(siblings, start=first + len(distinct)):
+            self.cache.write_row(i, last.kv if source == -1 else self.cache.read_row(first + source))
+        if siblings:
+            ends = torch.cat([*logits, last.logits]) if last is not None else logits[0]  # the last one's is at -1
+            logits.append(ends[[source for _, source in siblings]])
+        if not self.waiting or last is None or self.waiting[0].prompt is not last.prompt:
+            self.computed = None
+            if self.waiting and distinct and self.waiting[0].prompt is distinct[-1].prompt:
+                end = len(distinct) - 1
+                self.computed = Computed(distinct[-1].prompt, self.cache.read_row(first + end),
+                                         logits[0][end : end + 1].clone(), self.engine.prefixes)
+        self.active += group
+        return logits
+
+    def _prefill(self, rows: list[RowState], first: int) -> Tensor:
+        """Compute prompts into the cache's empty rows from `first` on; returns the logits at their ends, (rows, V)."""
         rest = []
-        for i, row in enumerate(distinct, start=first):
+        for i, row in enumerate(rows, start=first):
             known = self.engine.prefixes.longest(row.prompt)
             if known is not None:
                 self.cache.write_row(i, known)
             rest.append(row.prompt[self.cache.host_lengths[i] :])
-        logits = self.engine.forward(rest, self.cache, first)
-        for i, (_, source) in enumerate(siblings, start=first + len(distinct)):
-            self.cache.write_row(i, self.cache.read_row(first + source))
-        self.active += group
-        return [logits, logits[[source for _, source in siblings]]] if siblings else [logits]
+        return self.engine.forward(rest, self.cache, first)
 
 
 class Engine:

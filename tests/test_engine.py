@@ -454,6 +454,42 @@ def test_turns_and_samples_compute_a_beginning_once(tokenizer):
     assert rows == plain.generate_batch(prompt, num_samples=6, max_tokens=1, temperature=1.0)[0]
 
 
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 64])
+def test_samples_that_come_in_one_by_one_share_their_prompt_too(tokenizer, max_rows):
+    """Each prompt is computed once, however few places there are, and all rows are those of one row at a time."""
+    model = make_model(tokenizer.get_vocab_size(), 2)
+    engine = Engine(model, tokenizer)
+    engine.forward = Counting(engine.forward)
+    prompts = random_prompts(4, model.config.vocab_size, seed=25)
+    rows = engine.make_rows(prompts, 5, None, Sampling(1.0), seed=3)
+    for row in rows:
+        row.limit = 1 + row.index * 5 % 12  # they end at different times
+    generation = engine.begin(rows, max_rows)
+    while generation.step():
+        pass
+    assert engine.forward.tokens == sum(map(len, prompts)) + sum(len(row.ids) - 1 for row in rows)
+    want = [complete(model, tokenizer, row.prompt, row.limit, 1.0, seed=3, index=row.index) for row in rows]
+    assert [(row.ids, row.mask) for row in rows] == want
+    assert len({tuple(row.ids) for row in rows}) > 15 and len({len(row.ids) for row in rows}) > 9
+
+
+def test_a_prompt_whose_samples_wait_is_computed_anew_when_the_weights_change(tokenizer):
+    model = make_model(tokenizer.get_vocab_size(), 2)
+    engine = Engine(model, tokenizer)
+    prompt = random_prompts(1, 256, seed=26)[0]
+    generation = engine.start([prompt], num_samples=3, max_tokens=6, temperature=0.0, max_rows=1)
+    while generation.rows[0].finish is None:
+        generation.step()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 1.0, generator=torch.Generator().manual_seed(p.numel()))
+    (want,), _ = engine.generate_batch(prompt, max_tokens=6, temperature=0.0)
+    while generation.step():
+        pass
+    before, *after = [row.ids for row in generation.rows]
+    assert after == [want, want] and before != want
+
+
 def test_a_known_beginning_longer_than_the_cache(tokenizer):
     """A row that joins may bring more keys than there was room for."""
     engine = Engine(make_model(tokenizer.get_vocab_size(), 2, sequence_len=1024), tokenizer, prefix_positions=1024)
