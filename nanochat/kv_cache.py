@@ -108,7 +108,8 @@ class KVCache:
         moved = [(new, old) for new, old in enumerate(rows) if new != old]
         if moved:
             new, old = (list(x) for x in zip(*moved))
-            self.store[:, :, new, :, : self.used] = self.store[:, :, old, :, : self.used]  # the right side is a copy
+            end = max(self.host_lengths[row] for row in old)
+            self.store[:, :, new, :, :end] = self.store[:, :, old, :, :end]  # the right side is a copy
         self._set_lengths([self.host_lengths[row] for row in rows])
 
     def add_rows(self, n: int) -> None:
