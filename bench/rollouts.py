@@ -84,7 +84,7 @@ class Config:
     """Tokens of an answer at most."""
     batch: int = 8
     """Rows of a fixed batch."""
-    max_rows: int = 64
+    max_rows: int = 128
     """Rows that the engine decodes together."""
     rounds: int = 5
     """Rounds; figures are their medians."""
