@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds for one attempt, then it counts as stuck
 SLOW = 0.01  # seconds that a pass takes longer where a signal is to find it in one
 HANGS = "harness: hanging"
-SCRIPTS = ("base_train", "mid_train", "chat_sft")
+SCRIPTS = ("base_train", "mid_train", "chat_sft", "chat_rl")
 
 
 # ------------------------------------------------------------------------------------------- the process that forks
@@ -50,7 +50,7 @@ class Attempt:
     out: str  # its stdout; the same name with .err: its stderr
     die: dict[str, Any] | None = None  # where it kills itself: the arguments of `die_at`
     harm: str = ""  # a bug to have: a name in HARMS
-    slow: float = 0.0  # seconds that each backward pass takes longer
+    slow: float = 0.0  # seconds that each backward pass, and each token of answers, takes longer
     hang: tuple[str, int] = ("", 0)  # "loss" or "loader", and at which of its calls it stops for ever
 
 
@@ -118,7 +118,7 @@ def change(attempt: Attempt) -> list[Callable[[], None]]:
 
     What is returned is to be called at its end.
     """
-    from nanochat import train
+    from nanochat import engine, train
 
     train.matmul_rates = lambda device, dtype: (1e9, None)  # the measurement takes as long as the run
     train.get_git_info = lambda: {}
@@ -146,8 +146,13 @@ def change(attempt: Attempt) -> list[Callable[[], None]]:
 
         return run_train(model, optimizer, hanging(), *args, **kw)
 
+    def patient_token(generation: Any) -> list:
+        time.sleep(attempt.slow)
+        return one_token(generation)
+
     if attempt.slow or attempt.hang[0] == "loss":
         train.document_loss = patient_loss
+        one_token, engine.Generation.step = engine.Generation.step, patient_token
     if attempt.hang[0] == "loader":
         run_train, train.train = train.train, patient_train
     return [die_at(**attempt.die)] if attempt.die else []

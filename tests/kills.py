@@ -1,4 +1,4 @@
-"""Training that is killed for real: base_train, mid_train and chat_sft, SIGKILL and SIGTERM, and what is left of them.
+"""Training that is killed for real, SIGKILL and SIGTERM, and what is left of it: of every stage with a gradient.
 
     python -m tests.chaos --kills=1000 --terms=200
 
@@ -46,12 +46,17 @@ class Stage:
 
 
 COMMON = (f"--num_iterations={STEPS}", "--save_every=2", f"--keep_last={KEPT}", "--log_every=3", "--eval_every=5",
-          "--eval_tokens=300", "--device_batch_size=2", "--total_batch_size=256", "--deterministic", "--no-compile",
-          "--dtype=float32", "--device_type=cpu", "--data={base}/corpus", "--resume")
+          "--device_batch_size=2", "--deterministic", "--no-compile", "--dtype=float32", "--device_type=cpu",
+          "--data={base}/corpus", "--resume")
+READING = ("--total_batch_size=256", "--eval_tokens=300")  # of the stages whose batches come from data
 STAGES = (
-    Stage("base_train", "base_checkpoints", ("--depth=1", "--head_dim=32", "--max_seq_len=32", "--sample_every=7")),
-    Stage("mid_train", "mid_checkpoints", ("--mixture={base}/talk.jsonl",)),
-    Stage("chat_sft", "chatsft_checkpoints", ("--mixture={base}/talk.jsonl*2",)),
+    Stage("base_train", "base_checkpoints", (*READING, "--depth=1", "--head_dim=32", "--max_seq_len=32",
+                                             "--sample_every=7")),
+    Stage("mid_train", "mid_checkpoints", (*READING, "--mixture={base}/talk.jsonl")),
+    Stage("chat_sft", "chatsft_checkpoints", (*READING, "--mixture={base}/talk.jsonl*2")),
+    Stage("chat_rl", "chatrl_checkpoints", ("--mixture={base}/sums.jsonl", "--examples_per_step=3", "--num_samples=4",
+                                            "--max_new_tokens=4", "--init_lr_frac=1", "--eval_examples=3",
+                                            "--eval_samples=2")),
 )
 
 
@@ -101,17 +106,20 @@ class World:
 
         small_tokenizer().save(self.reference / "tokenizer")
         write_corpus(self.folder / "corpus", 80)
-        for name, first, n in (("talk.jsonl", 0, 90), ("talk_test.jsonl", 90, 20)):
+        tens = [str(n) for n in range(0, 1000, 10)]  # of numbers that end so a model of twelve steps writes some
+        for name, numbers in (("{}.jsonl", range(90)), ("{}_test.jsonl", range(90, 110))):
             rows = [[{"role": "user", "content": f"What is {i} + {i}?"}, {"role": "assistant", "content": f"{2 * i}"}]
-                    for i in range(first, first + n)]
-            lines = [json.dumps({"messages": row}) + "\n" for row in rows]
-            (self.folder / name).write_text("".join(lines), encoding="utf-8")
+                    for i in numbers]
+            for kind, more in (("talk", {}), ("sums", {"answer": tens})):
+                lines = [json.dumps({"messages": row, **more}) + "\n" for row in rows]
+                (self.folder / name.format(kind)).write_text("".join(lines), encoding="utf-8")
         for stage in STAGES:
             begun = time.monotonic()
             (child,) = self.forks.start(self.attempt(stage, self.reference, "--save_every=1", "--keep_last=0"))
             if not self.forks.wait() or child.status != 0:
                 raise RuntimeError(f"the uninterrupted {stage.script}: {child.status}\n{child.complained()}")
             self.seconds[stage.script] = child.ended - begun
+        self.check_rewards()
         record = self.folder / "calls.json"
         base = self.begin(STAGES[0])
         die = {"call": 0, "when": "", "below": str(base), "record": str(record)}
@@ -120,6 +128,18 @@ class World:
         reached = json.loads(record.read_text(encoding="utf-8"))
         self.calls = sum(place.startswith("before") for place in reached) // (STEPS // 2 // 3)
         self.places = {place for place in reached if "at the start" not in place}
+
+    def check_rewards(self) -> None:
+        """Reinforcement learning must have had something to learn from, or its trials prove nothing: answers that were
+        worth more than others to the same problem, weights that moved by them, and groups that were left out."""
+        from nanochat.checkpoint_manager import load_meta
+
+        directory = run_directory(self.reference, STAGES[-1])
+        metas = [load_meta(directory, step) for step in range(1, STEPS + 1)]
+        weights = {meta["files"][f"model_{meta['state']['step']:06d}.safetensors"] for meta in metas}
+        flat = [step["flat"] for step in metas[-1]["state"]["loader"]["history"]]
+        if len(weights) < STEPS // 2 or not any(0 < share < 1 for share in flat):
+            raise RuntimeError(f"{len(weights)} different models after {STEPS} steps, shares of flat groups {flat}")
 
     def last_step(self, directory: Path) -> int:
         """The last step on the disk; 0: none."""
@@ -178,13 +198,16 @@ def resumed_at(said: str) -> int | None:
 
 
 def comparable(state: dict[str, Any], one_rank: bool) -> dict[str, Any]:
-    """Without times, and without the step's own evaluation: a save comes before it, one by a signal after it.
+    """Without times, and without the step's own evaluation: a save comes before it, one by a signal after it (when it
+    has made the exam before it brief, too).
 
-    What several ranks evaluate together they add up in another order.
+    What several ranks evaluate together they add up in another order; how many answers are right they count.
     """
     digits = 15 if one_rank else 9
     earlier = [{**e, "bpb": round(e["bpb"], digits)} for e in state["evaluations"] if e["step"] != state["step"]]
-    return {**state, "train_seconds": None, "logged": state["logged"][0], "evaluations": earlier}
+    exams = [e for e in state["exams"] if e["step"] != state["step"]]
+    exams = exams[:1] + [{"step": e["step"], "metrics": e["metrics"]} for e in exams[1:]]
+    return {**state, "train_seconds": None, "logged": state["logged"][0], "evaluations": earlier, "exams": exams}
 
 
 def check_steps(directory: Path, reference: Path, one_rank: bool = True) -> Iterator[str]:
@@ -227,8 +250,7 @@ def check_end(directory: Path, reference: Path, steps: list[int], one_rank: bool
         there = sorted({re.sub(r"_rank\d+", "_rank0", name) for name in there} - {".lock_rank0"})
     if there != wanted:
         yield f"left behind: {sorted(set(there) - set(wanted))}, missing: {sorted(set(wanted) - set(there))}"
-    logs = [[{key: r[key] for key in ("step", "loss", "norm", "lr")} for r in read_metrics(d / LOG)]
-            for d in (directory, reference)]
+    logs = [[{**record, "tokens_per_second": None} for record in read_metrics(d / LOG)] for d in (directory, reference)]
     if logs[0] != logs[1]:
         yield f"another log: {logs[0]}, not {logs[1]}"
     yield from check_steps(directory, reference, one_rank)
