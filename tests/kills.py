@@ -201,13 +201,15 @@ def comparable(state: dict[str, Any], one_rank: bool) -> dict[str, Any]:
     """Without times, and without the step's own evaluation: a save comes before it, one by a signal after it (when it
     has made the exam before it brief, too).
 
-    What several ranks evaluate together they add up in another order; how many answers are right they count.
+    What several ranks evaluate together they add up in another order; how many answers are right they count. Where a
+    step's rows depend on what was sampled, empty ones fill up the shares of several ranks, and count as tokens.
     """
     digits = 15 if one_rank else 9
     earlier = [{**e, "bpb": round(e["bpb"], digits)} for e in state["evaluations"] if e["step"] != state["step"]]
     exams = [e for e in state["exams"] if e["step"] != state["step"]]
     exams = exams[:1] + [{"step": e["step"], "metrics": e["metrics"]} for e in exams[1:]]
-    return {**state, "train_seconds": None, "logged": state["logged"][0], "evaluations": earlier, "exams": exams}
+    tokens = [state["tokens"], state["logged"][0]] if one_rank or not state["exams"] else None
+    return {**state, "train_seconds": None, "tokens": tokens, "logged": None, "evaluations": earlier, "exams": exams}
 
 
 def check_steps(directory: Path, reference: Path, one_rank: bool = True) -> Iterator[str]:
