@@ -33,6 +33,7 @@ from nanochat.ranks import all_or_none, gather_texts, rank_and_world
 from nanochat.rl import LONGEST, WATCHED, Group, Sample, collapse, figures, problem_at, training_rows
 from nanochat.sampling import stream_seed
 from nanochat.task_eval import completion_parts, plain_text, share
+from nanochat.watchdog import WAITS, alive
 from tasks.common import Conversation, Task
 
 ROLLOUTS = 0x524F4C4C  # the streams of these answers, apart from those of an evaluation by the same seed
@@ -103,6 +104,7 @@ class Rollouts:
         positions = range(step * per_step, (step + 1) * per_step)
         with all_or_none(f"sampling the answers of step {step}"):
             own = self._answered({p: problem_at(p, len(self.task), seed) for p in share(positions, rank, world_size)})
+            alive(f"{WAITS}: their answers of step {step}")
         told = [json.loads(text) for text in gather_texts(json.dumps({p: asdict(g) for p, g in own.items()}))]
         groups = {int(p): group for part in told for p, group in part.items()}
         if not groups:
@@ -128,7 +130,7 @@ class Rollouts:
             asked[position] = task, conversation, rows
         generation = engine.begin([row for _, _, rows in asked.values() for row in rows], self.rollout_rows)
         while generation.step():
-            pass
+            alive()
         return {position: Group(task.name or type(task).__name__, rows[0].prompt,
                                 [graded(engine.tokenizer, task, conversation, row) for row in rows])
                 for position, (task, conversation, rows) in asked.items()}

@@ -26,6 +26,7 @@ from nanochat.engine import Engine, RowState, Sampling, TextStream
 from nanochat.eval_result import EvalResult, Outcome, thin, transcript
 from nanochat.ranks import all_or_none, gather_texts, rank_and_world
 from nanochat.sampling import stream_seed
+from nanochat.watchdog import WAITS, alive
 from tasks.catalog import make_task
 from tasks.common import Conversation, Task
 
@@ -154,6 +155,7 @@ def run_generative_eval(
             return judge(task, index, conversations[index], answers, cropped=cropped[index])
 
         outcomes = _graded_while_written(engine, rows, grade, batch_size, tell)
+        alive(f"{WAITS}: their answers to {name}")
     return gathered(name, outcomes, num_samples)
 
 
@@ -178,6 +180,7 @@ def _graded_while_written(engine: Engine, rows: dict[int, list[RowState]], grade
     pool = ThreadPoolExecutor(workers, thread_name_prefix="grade")
     try:
         while events := generation.step():
+            alive()
             for row, *_ in events:
                 if row.finish is not None:
                     index = problem_of[id(row)]

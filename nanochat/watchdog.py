@@ -2,7 +2,7 @@
 
     with Watchdog(seconds=1500) as watchdog:
         watchdog("waiting for the loader")      # each call is a sign of life, and says what comes next
-        batch = next(batches)
+        batch = next(batches)                   # work of many minutes calls `alive()` on its way
         watchdog("forward and backward pass")
 
 A rank that hangs stops all: the others wait for it in an exchange, inside C++, where no Python signal reaches them. So
@@ -34,6 +34,19 @@ STALLED = 124  # exit status, that of timeout(1)
 WAITS = "waiting for the other ranks"  # how a place begins at which a rank waits and is not itself to blame
 HOST_STAYS = 3.0  # seconds
 _ANSWER = timedelta(seconds=5)  # for the store, when all the rest hangs
+_watching: Watchdog | None = None  # the one that is entered in this process
+
+
+def alive(place: str = "") -> None:
+    """A sign of life from within long work, which need not know whether anybody watches.
+
+    With a place it also says what comes next, as a call of the watchdog does: on all ranks, or on none. Without, it may
+    come as often as one likes: who is furthest behind is told by the places.
+    """
+    if _watching is not None and place:
+        _watching(place)
+    elif _watching is not None:
+        _watching.moved = time.monotonic()
 
 
 class Watchdog:
@@ -43,7 +56,7 @@ class Watchdog:
         self.seconds, self.remedy = seconds, remedy
         self.rank, self.world_size = rank_and_world()
         self._place: tuple[int, str] = (0, "the start")
-        self._moved = time.monotonic()
+        self.moved = time.monotonic()  # the last sign of life
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="nanochat-watchdog")
         # A connection of its own: one that the main thread waits on is not to be had.
@@ -52,15 +65,19 @@ class Watchdog:
             self._store.set_timeout(_ANSWER)
 
     def __call__(self, place: str) -> None:
-        self._place, self._moved = (self._place[0] + 1, place), time.monotonic()
+        self._place, self.moved = (self._place[0] + 1, place), time.monotonic()
 
     def __enter__(self) -> Watchdog:
+        global _watching
         self("the start")
+        _watching = self
         if self.seconds > 0:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        global _watching
+        _watching = None
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)  # while it speaks with the store, the store must not go away
@@ -68,13 +85,13 @@ class Watchdog:
     def _watch(self) -> None:
         told = None
         while not self._ended.wait(min(1.0, self.seconds / 4)):
-            place = self._place
+            place, moved = self._place, self.moved
             if self._store is not None and place != told:
                 told = place
                 self._say_place(place)
-            stalled = time.monotonic() - self._moved > self.seconds
+            stalled = time.monotonic() - moved > self.seconds
             grace = min(2.0, self.seconds / 2)  # others stopped a little later: they too are to say where
-            if stalled and not self._ended.wait(grace) and place == self._place:
+            if stalled and not self._ended.wait(grace) and moved == self.moved:
                 self._end(place)
 
     def _say_place(self, place: tuple[int, str]) -> None:

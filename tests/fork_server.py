@@ -51,7 +51,7 @@ class Attempt:
     die: dict[str, Any] | None = None  # where it kills itself: the arguments of `die_at`
     harm: str = ""  # a bug to have: a name in HARMS
     slow: float = 0.0  # seconds that each backward pass, and each token of answers, takes longer
-    hang: tuple[str, int] = ("", 0)  # "loss" or "loader", and at which of its calls it stops for ever
+    hang: tuple[str, int] = ("", 0)  # "loss", "loader" or "token", and at which of its calls it stops for ever
 
 
 def serve_forks() -> None:
@@ -124,7 +124,7 @@ def change(attempt: Attempt) -> list[Callable[[], None]]:
     train.get_git_info = lambda: {}
     if attempt.harm:
         HARMS[attempt.harm]()
-    document_loss, passes, batches = train.document_loss, itertools.count(1), itertools.count(1)
+    document_loss, passes, batches, tokens = train.document_loss, *map(itertools.count, (1, 1, 1))
 
     def patient_loss(bos: int) -> Callable:
         loss_fn = document_loss(bos)
@@ -148,9 +148,11 @@ def change(attempt: Attempt) -> list[Callable[[], None]]:
 
     def patient_token(generation: Any) -> list:
         time.sleep(attempt.slow)
+        if attempt.hang == ("token", next(tokens)):
+            hang_for_ever()
         return one_token(generation)
 
-    if attempt.slow or attempt.hang[0] == "loss":
+    if attempt.slow or attempt.hang[0] in ("loss", "token"):
         train.document_loss = patient_loss
         one_token, engine.Generation.step = engine.Generation.step, patient_token
     if attempt.hang[0] == "loader":

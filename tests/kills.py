@@ -434,19 +434,20 @@ TrialOf = Callable[[Trial, random.Random], None]
 
 
 def make_trials(world: World, trial_of: TrialOf, what: str, wanted: int, name: str, harm: str = "",
-                enough: int = 20) -> Outcome:
+                enough: int = 20, stages: tuple[Stage, ...] = STAGES) -> Outcome:
     """Trials in a world until `wanted` of `what` were counted, or `enough` went wrong; `name` decides what is drawn."""
     world.outcome = Outcome(places=world.places)
     for i in itertools.count():
         if world.outcome.counts[what] >= wanted or len(world.outcome.found) >= enough:
             return world.outcome
         rng = random.Random(f"run {i} of {name}")
-        trial = Trial(world, f"run {i} of {name}", rng.choice(STAGES), harm)
+        trial = Trial(world, f"run {i} of {name}", rng.choice(stages), harm)
         try:
             trial_of(trial, rng)
         except Wrong as e:
             trial.wrong(str(e))
         world.outcome.counts["runs"] += 1
+        world.outcome.counts[f"runs of {trial.stage.script}"] += 1
     raise AssertionError("never reached")
 
 

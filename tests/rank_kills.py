@@ -154,13 +154,15 @@ def change_trial(trial: Trial, rng: random.Random) -> None:
 
 
 def hang_trial(trial: Trial, rng: random.Random, what: str = "") -> None:
-    """One of two ranks hangs in a pass ("loss") or in its loader, or is "stopped" by SIGSTOP; or one process "alone"
-    hangs in its loader."""
+    """One of two ranks hangs in a pass ("loss"), in its loader or while it writes answers ("token"), or is "stopped" by
+    SIGSTOP; or one process "alone" hangs in its loader."""
     trial.one_rank = False
-    what = what or rng.choice(("loss", "loader", "stopped", "alone"))
+    writes = ("token",) if trial.stage.script == "chat_rl" else ()
+    what = what or rng.choice(("loss", "loader", "stopped", "alone", *writes))
     world_size, ill = (1, 0) if what == "alone" else (2, rng.randrange(2))
     steps = rng.randint(1, STEPS - 1)
-    hang = {"loss": ("loss", 2 * steps), "loader": ("loader", steps), "alone": ("loader", steps)}.get(what)
+    hang = {"loss": ("loss", 2 * steps), "loader": ("loader", steps), "alone": ("loader", steps),
+            "token": ("token", 8 + 4 * steps)}.get(what)  # the exam before the first step has 8
     if hang:
         ranks = start_ranks(trial, world_size, f"--stall_seconds={STALL}", ill=ill, hang=hang)
         trial.world.forks.until(lambda: HANGS in ranks[ill].said())
@@ -182,9 +184,12 @@ def hang_trial(trial: Trial, rng: random.Random, what: str = "") -> None:
     if took >= BOUND or any(child.status != STALLED for child in others):
         trial.wrong(f"they ended with {[child.status for child in ranks]} after {took:.0f} s: {told[-1000:]}")
     who = "it" if world_size == 1 else f"rank {ill}"
-    where = {"loss": "hangs in: the forward and backward pass", "stopped": ""}.get(what, "hangs in: the loader")
+    where = {"loss": ("hangs in: the forward and backward pass",), "stopped": ("",),
+             "token": ("hangs in: the loader", "hangs in: answering held-out problems")}
+    where = where.get(what, ("hangs in: the loader",))
     errors = re.findall("^error: (.*)$", told, re.MULTILINE)  # a rank that cannot ask whether another has spoken does
-    if not errors or any(f"no progress for {STALL:g} s: {who} " not in e for e in errors) or where not in errors[0]:
+    named = all(f"no progress for {STALL:g} s: {who} " in e for e in errors)
+    if not errors or not named or not any(place in errors[0] for place in where):
         trial.wrong(f"who hangs, and where, is not said: {errors or told}")
     trial.world.outcome.longest = max(trial.world.outcome.longest, took)
     trial.world.outcome.counts["hangs"] += 1

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from nanochat.watchdog import STALLED, WAITS, Watchdog, blamed
+from nanochat.watchdog import STALLED, WAITS, Watchdog, alive, blamed
 
 
 @pytest.mark.parametrize(("places", "said"), [
@@ -51,8 +51,12 @@ def test_a_main_thread_that_hangs_in_c_is_ended_with_a_line_and_its_stack():
 def test_what_moves_or_is_done_is_left_alone():
     with Watchdog(0.4) as watchdog:
         for i in range(12):
-            watchdog(f"step {i}")
+            watchdog(f"step {i}") if i < 6 else alive()
             time.sleep(0.1)
+        assert watchdog._place == (7, "step 5")  # such signs of life do not count: a rank may give more than others
+        alive("the answers of the others")
+        assert watchdog._place == (8, "the answers of the others")
+    alive("nowhere")
     time.sleep(0.8)  # nobody watches any more
     with Watchdog(0) as watchdog:
         time.sleep(0.2)
