@@ -44,7 +44,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def paired_gain(before: Sequence[int], after: Sequence[int], num_samples: int = 1) -> tuple[float, float, float]:
+def paired_gain(before: Sequence[float], after: Sequence[float], num_samples: int = 1) -> tuple[float, float, float]:
     """How much more is right on the same problems, and its 95% interval: right answers of `num_samples` to each.
 
     The interval is that of a mean of differences, which is narrower than that of two independent shares where hard

@@ -150,7 +150,10 @@ def exam_record(exams: list[dict[str, Any]], num_samples: int) -> dict[str, Any]
             curves[f"{name} pass@{num_samples}"] = [m.get("accuracy") for m in pass_at]
         before = first["right"].get(name)
         if before and len(before) == len(right):
-            gain, low, high = paired_gain(before, right, num_samples)
+            # a run may have gone on with another number of answers to each problem
+            shares = [[count / m.get("num_samples", 1) for count in counts]
+                      for counts, m in ((before, measured[0]), (right, measured[-1]))]
+            gain, low, high = paired_gain(*shares)
             rows.append([name, measured[0]["accuracy"], measured[-1]["accuracy"], gain, low, high, len(right)])
     columns = {"held out": "", "before": ".1%", "after": ".1%", "gain": "+.1%", "from": "+.1%", "to": "+.1%", "n": ","}
     pairs = zip(first["shown"], last["shown"]) if first is not last else []

@@ -44,7 +44,7 @@ from nanochat.common import UserError, check_at_least, get_base_dir, print_banne
 from nanochat.configurator import REFUSED, load_toml, nearest
 from nanochat.files import atomic_write, sha256_file
 from nanochat.report import MAKERS, Report
-from nanochat.run import free_fields, rows_per_rank
+from nanochat.run import check_deterministic, free_fields, rows_per_rank
 
 # Gradient stages, and where they save as they go.
 RESUMABLE = {"base_train": "base_checkpoints", "mid_train": "mid_checkpoints", "chat_sft": "chatsft_checkpoints",
@@ -111,14 +111,20 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def setting(stage: Stage, name: str) -> Any:
-    """What a stage will find in a field: its flag, else its table's value, else that of [all], else the default."""
+    """What a stage will find in a field: its flag, else its table's value, else that of [all], else the default.
+
+    None: it has no such field ([all] is for those scripts that know a key).
+    """
     flag = re.findall(rf"--{name.replace('_', '[-_]')}[= ](\S+)", " ".join(stage.flags))
     if flag:
         return int(flag[-1]) if flag[-1].isdecimal() else flag[-1]
     if name == "deterministic" and "--deterministic" in stage.flags:
         return True
-    defaults = config_fields(stage.script) or {}
-    return stage.settings.get(stage.script, {}).get(name, stage.settings.get("all", {}).get(name, defaults.get(name)))
+    fields = config_fields(stage.script)
+    if fields is not None and name not in fields:
+        return None
+    default = (fields or {}).get(name)
+    return stage.settings.get(stage.script, {}).get(name, stage.settings.get("all", {}).get(name, default))
 
 
 def check_sizes(path: Path, stages: list[Stage], nproc: int) -> None:
@@ -127,10 +133,14 @@ def check_sizes(path: Path, stages: list[Stage], nproc: int) -> None:
     for stage in stages:
         total, rows = setting(stage, "total_batch_size"), setting(stage, "device_batch_size")
         length = base and setting(base, "max_seq_len")  # the later stages have their model's
-        if stage.script in RESUMABLE and total and rows and length:
+        if stage.script in RESUMABLE and rows:
             ranks = nproc if stage.script in DISTRIBUTED else 1
+            deterministic = bool(setting(stage, "deterministic"))
             try:
-                rows_per_rank(total, rows, length, ranks, deterministic=bool(setting(stage, "deterministic")))
+                if total and length:
+                    rows_per_rank(total, rows, length, ranks, deterministic=deterministic)
+                elif deterministic:  # reinforcement learning finds its rows as it goes
+                    check_deterministic(rows, ranks)
             except UserError as e:
                 raise UserError(f"{path}: {stage.name}: {e}") from None
 

@@ -20,7 +20,7 @@ REAL = os.environ.get("NANOCHAT_TEST_DATA")
 PRESET = """
 preset = "tiny"
 stages = ["tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "mid_train", "chat_eval --source=mid",
-          "chat_sft", "chat_eval --source=sft", "report"]
+          "chat_sft", "chat_eval --source=sft", {more}"report"]
 [all]
 data = "{data}"
 compile = false
@@ -60,27 +60,33 @@ def run(*command: str, base: Path, cwd: Path, ok: bool = True) -> subprocess.Com
 def test_all_stages_on_the_pocket_world(pocket_base, tmp_path):
     base, preset = pocket_base, tmp_path / "tiny.toml"
     tables = '[mid_train]\nmixture = ["gsm8k:200", "identity:100", "spellingbee:50"]\n' \
-             '[chat_sft]\nmixture = ["gsm8k:200", "arc_easy:100"]\n'
-    preset.write_text(PRESET.format(data="pocket", tables=tables), encoding="utf-8")
+             '[chat_sft]\nmixture = ["gsm8k:200", "arc_easy:100"]\n' \
+             '[chat_rl]\nmixture = ["spellingbee:50"]\nexamples_per_step = 2\nnum_samples = 2\n' \
+             'eval_examples = 4\neval_samples = 2\neval_every = 4\n'
+    rl = '"chat_rl", "chat_eval --source=rl", '
+    preset.write_text(PRESET.format(data="pocket", tables=tables, more=rl), encoding="utf-8")
     first = run("scripts.speedrun", str(preset), base=base, cwd=tmp_path)
     assert "chat_cli" in first.stdout  # it says how to go on
 
-    for stage in ("base", "mid", "sft"):
+    for stage in ("base", "mid", "sft", "rl"):
         directory = base / SOURCES[stage] / "d1"
         assert find_last_step(directory) == 6
         assert load_meta(directory, 6)["config"]["num_iterations"] == 6
     card = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert card["preset"] == "tiny" and card["wall_seconds"] > 0
-    assert all(card["stages"][s]["seconds"] > 0 for s in ("tok_train", "base_train", "mid_train", "chat_sft"))
+    trained = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl")
+    assert all(card["stages"][stage]["seconds"] > 0 for stage in trained)
     base_metrics = card["metrics"]["base"]
     assert len(base_metrics) == 7 and all(m["n"] == 4 and m["data"] == "pocket" for m in base_metrics.values())
     assert -1 < card["stages"]["base_eval"]["core"] < 1 and Path(card["stages"]["base_eval"]["csv"]).is_file()
     curve = json.loads((pocket_base / "report" / "base_train.json").read_text(encoding="utf-8"))["core_curve"]
     assert curve["step"] == [3, 6] and all(-1 < value < 1 for value in curve["core"])
+    exams = json.loads((pocket_base / "report" / "chat_rl.json").read_text(encoding="utf-8"))["exam_curve"]
+    assert exams["step"] == [0, 4, 6] and all(0 <= share <= 1 for share in exams["spelling_bee pass@2"])
     tasks = {"identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "gsm8k_new_templates", "calculator",
              "humaneval"}
     tasks -= set(card["stages"]["chat_eval_sft"]["not_run"])  # where there is no sandbox
-    for stage in ("mid", "sft"):
+    for stage in ("mid", "sft", "rl"):
         assert set(card["metrics"][stage]) == tasks
         for metric in card["metrics"][stage].values():
             low, high = metric["ci95"]
@@ -107,7 +113,7 @@ def test_stages_on_real_task_files(tmp_path):
     preset = tmp_path / "real.toml"
     mixture = '["smoltalk:200", "mmlu@dev", "gsm8k:200", "arc_easy@validation", "simplespelling:50"]'
     tables = f"[mid_train]\nmixture = {mixture}\n[chat_sft]\nmixture = {mixture}\n"
-    preset.write_text(PRESET.format(data=REAL, tables=tables), encoding="utf-8")
+    preset.write_text(PRESET.format(data=REAL, tables=tables, more=""), encoding="utf-8")
     run("scripts.speedrun", str(preset), base=tmp_path / "base", cwd=tmp_path)
     card = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert card["metrics"]["sft"]["gsm8k"]["n"] == 4

@@ -317,6 +317,15 @@ def test_sizes_that_ranks_cannot_share_are_refused_before_the_first_stage(tmp_pa
     assert "x.toml: base_train: --total_batch_size=4096 is not a multiple of" in refused(3)
     assert "base_train: --total_batch_size=5000" in refused(2, '"base_train"', '"base_train --total-batch-size 5000"')
     assert "--deterministic needs a" in refused(2, '"chat_sft"', '"chat_sft --deterministic --device_batch_size=auto"')
+    assert "chat_rl: --deterministic needs a" in refused(2, '"chat_rl"',
+                                                         '"chat_rl --deterministic --device_batch_size=auto"')
+    text = (ROOT / "runs" / "pocket.toml").read_text(encoding="utf-8")
+    text = text.replace("[all]", "[all]\ntotal_batch_size = 4096")
+    text = text.replace("device_batch_size = 4\n", "device_batch_size = 7\n")
+    (tmp_path / "y.toml").write_text(text, encoding="utf-8")
+    check_sizes(tmp_path / "y.toml", stages := load_preset(tmp_path / "y.toml")[1], 2)  # chat_rl knows no such total
+    (rl,) = (stage for stage in stages if stage.script == "chat_rl")
+    assert [setting(rl, name) for name in ("device_batch_size", "total_batch_size")] == [7, None]
     stages = {stage.name: stage for stage in load_preset(ROOT / "runs" / "d20.toml")[1]}
     found = [setting(stages["chat_sft"], name) for name in ("device_batch_size", "data", "total_batch_size", "nothing")]
     assert found == [4, "fineweb-edu:240", 65536, None]  # its table, [all], its own default
