@@ -13,11 +13,12 @@
     python -m tests.chaos --export-strings=20000 --export-conversations=1000    # a minute: `transformers` against ours
 
 Each prints how many trials there were and how many failed, with the smallest failing ones, and exits with 1 if any did.
-What runs and checkpoints must survive (`--kills` and what stands beside it: any of these, also `--rank-changes` and
-`--hangs`) is told in kills.py, rank_kills.py, power_loss.py and mutations.py, what the calculator must in
-calculator_fuzz.py, the engine in engine_trials.py, exports in export_trials.py, the server in serving_fuzz.py, wrong
-answers in code_mutants.py. What has such a flag goes in batches whose counts add up in a file (`--counts`) for this
-state of the code: what was interrupted goes on with other random numbers, and the table is of all that was tried.
+What runs of every gradient stage, from pretraining to reinforcement learning, and their checkpoints must survive
+(`--kills` and what stands beside it: any of these, also `--rank-changes` and `--hangs`) is told in kills.py,
+rank_kills.py, power_loss.py and mutations.py, what the calculator must in calculator_fuzz.py, the engine in
+engine_trials.py, exports in export_trials.py, the server in serving_fuzz.py, wrong answers in code_mutants.py. What has
+such a flag goes in batches whose counts add up in a file (`--counts`) for this state of the code: what was interrupted
+goes on with other random numbers, and the table is of all that was tried.
 
 The other three are told in download_faults.py, resume_trials.py and conversation_fuzz.py. The splitter's oracle is the
 regex engine of the crate (the one that tiktoken uses): a pattern inside `(?:...)` is none of those that the

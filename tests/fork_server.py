@@ -298,9 +298,20 @@ def losses_forgotten() -> None:
     right = asdict
 
 
+def grader_fails() -> None:
+    """An answer that the task cannot grade."""
+    from nanochat import rollouts
+
+    def graded(*args: Any) -> None:
+        raise ValueError("an answer that nobody foresaw")
+
+    rollouts.graded = graded
+
+
 HARMS: dict[str, Callable[[], None]] = {
     harm.__name__: harm
-    for harm in (meta_before_tensors, files_in_place, tensors_rotated_first, said_too_soon, losses_forgotten)
+    for harm in (meta_before_tensors, files_in_place, tensors_rotated_first, said_too_soon, losses_forgotten,
+                 grader_fails)
 }
 
 

@@ -124,3 +124,13 @@ def test_reinforcement_with_more_ranks_than_problems_learns_what_one_rank_does(p
 def test_who_hangs_while_it_writes_answers_is_named(prepared):
     trial = partial(hang_trial, what="token")
     assert make_trials(prepared, trial, "hangs", 1, "the suite", stages=(CHAT_RL,)).found == []
+
+
+def test_a_rank_that_fails_while_sampling_ends_all(prepared):
+    trial = Trial(prepared, "a rank that cannot grade", CHAT_RL)
+    ranks = start_ranks(trial, 2, ill=1, harm="grader_fails")
+    assert prepared.forks.wait() and [child.status for child in ranks] == [1, 1]
+    why = "ValueError: an answer that nobody foresaw"
+    assert why in ranks[1].complained()
+    assert f"stopped: rank 1 failed while sampling the answers of step 0: {why}" in ranks[0].complained()
+    assert saved_steps(trial.directory) == []
