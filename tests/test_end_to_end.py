@@ -82,7 +82,7 @@ def test_all_stages_on_the_pocket_world(pocket_base, tmp_path):
     curve = json.loads((pocket_base / "report" / "base_train.json").read_text(encoding="utf-8"))["core_curve"]
     assert curve["step"] == [3, 6] and all(-1 < value < 1 for value in curve["core"])
     exams = json.loads((pocket_base / "report" / "chat_rl.json").read_text(encoding="utf-8"))["exam_curve"]
-    assert exams["step"] == [0, 4, 6] and all(0 <= share <= 1 for share in exams["spelling_bee pass@2"])
+    assert exams["step"] == [0, 4, 6] and all(0 <= share <= 1 for share in exams["spellingbee pass@2"])
     tasks = {"identity", "world_qa", "world_mc", "spelling_bee", "gsm8k", "gsm8k_new_templates", "calculator",
              "humaneval"}
     tasks -= set(card["stages"]["chat_eval_sft"]["not_run"])  # where there is no sandbox
