@@ -113,7 +113,7 @@ def pack_pieces(pieces: Sequence[Piece], bos: int, T: int, shuffle: np.random.Ge
     """
     sizes = np.fromiter((len(ids) for ids, _ in pieces), np.int64, len(pieces))
     rows = _rows(sizes, T, shuffle)
-    dtype, learn_dtype = (pieces[0][0].dtype, pieces[0][1].dtype) if len(pieces) else (np.uint16, bool)
+    dtype, learn_dtype = (pieces[0][0].dtype, pieces[0][1].dtype) if len(pieces) else (np.uint32, bool)
     ids = _lay(rows, [ids for ids, _ in pieces], np.full(T + 1, bos, dtype), T)
     learn = _lay(rows, [learn for _, learn in pieces], np.zeros(T + 1, learn_dtype), T)
     return Packed(ids, learn, int(np.minimum(sizes, T).sum()))
