@@ -140,7 +140,7 @@ class Rollouts:
         if what and self.on_collapse == "stop":
             raise UserError(f"step {self.step}: {what}. Stopped; the last checkpoints are intact. Begin again with a "
                             "lower --init_lr_frac or easier problems; --resume --collapse=note goes on in spite of it")
-        if what:
+        if what and self.on_collapse == "note":
             print0(f"note: step {self.step}: {what}")
             self.on_collapse = ""
 
