@@ -1,6 +1,7 @@
 """The policy gradient as the formula stands: each answer alone in a forward pass, no packing, no rows, no ranks.
 
-The oracle of `nanochat/rl.py` and of what the training loop makes of it. Slow and obvious; float64 with a float64 model.
+The oracle of `nanochat/rl.py` and of what the training loop makes of it. Slow and obvious; float64 with
+a float64 model.
 """
 
 from __future__ import annotations
