@@ -387,7 +387,8 @@ def test_a_policy_that_guesses_learns_to_be_right():
     right to 99% and more, sampled at temperature 1."""
     model = taught(guesses(), T=T)
     optimizer = model.setup_optimizers()
-    source = rollouts(Cipher(), model, Settings(8, 8, 4, seed=1), rows=16)
+    optimizer.scale_lr(0.5)
+    source = rollouts(Cipher(), model, Settings(8, 16, 4, seed=1), rows=16)
     rewards, flat = [], []
 
     def on_step(state: TrainState, metrics: dict) -> None:
