@@ -131,7 +131,7 @@ def figures(groups: Sequence[Group]) -> dict[str, float]:
     """What the log says of a step's answers, all but `length` and `entropy` as shares or means of rewards.
 
     `length`: tokens of an answer; `entropy`: nats a sampled token; `tool`: answers in which the tool was used;
-    `unfinished`: answers that did not end; `flat`: groups that teach nothing. With several tasks the reward of each.
+    `unfinished`: answers that did not end; `flat`: groups that teach nothing; `reward NAME`: that of each task.
     """
     samples = [sample for group in groups for sample in group.samples]
     found = {

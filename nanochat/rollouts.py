@@ -138,8 +138,9 @@ class Rollouts:
     def _look_for_collapse(self) -> None:
         what = collapse(self.history)
         if what and self.on_collapse == "stop":
-            raise UserError(f"step {self.step}: {what}. Stopped; the last checkpoints are intact. Begin again with a "
-                            "lower --init_lr_frac or easier problems; --resume --collapse=note goes on in spite of it")
+            raise UserError(f"step {self.step}: {what}. Stopped; what was saved before is as it was. Begin again with "
+                            "a lower --init_lr_frac or easier problems; --resume --collapse=note goes on from the last "
+                            "save in spite of it")
         if what and self.on_collapse == "note":
             print0(f"note: step {self.step}: {what}")
             self.on_collapse = ""

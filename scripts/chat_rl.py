@@ -100,6 +100,9 @@ def graded_tasks(items: tuple[str, ...], data: str, split: str) -> list[Task]:
                             "spellingbee, or a .jsonl file with answers")
         if why := task.obstacle():
             raise UserError(f"{task.name} cannot be graded here: {why}")
+        if [t.name for t in tasks].count(task.name) > 1:
+            raise UserError(f"two different tasks of {', '.join(items)} would be called {task.name} in the log: rename "
+                            "one file, or take one part of a task")
     return tasks
 
 
@@ -196,15 +199,11 @@ def main(config: Config) -> None:
                           num_iterations=iterations, rows=rows, directory=run, parent=meta["parent"],
                           hooks=[Every(config.eval_every, exam, "answering held-out problems", before=True)])
     spent = rollouts[-1]
+    rewards = [f"reward {task.name}" for task in tasks] if len(tasks) > 1 else []
     get_report().log("chat_rl", {
-        "config": asdict(config), "problems": len(task), **result, "curve": curve(run / LOG, *CURVES, *named(tasks)),
+        "config": asdict(config), "problems": len(task), **result, "curve": curve(run / LOG, *CURVES, *rewards),
         "rollout_seconds": spent.seconds, "rollout_tokens_per_second": spent.tokens / spent.seconds if spent.seconds
         else None, **exam_record(exam.state.exams, config.eval_samples)})
-
-
-def named(tasks: list[Task]) -> list[str]:
-    """The reward of each task, where there are several."""
-    return [f"reward {task.name}" for task in tasks] if len(tasks) > 1 else []
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -64,7 +65,7 @@ def make_task(name: str, data: str = "pocket", split: str = "train", **kw: Any) 
     """
     if name.endswith(".jsonl"):
         task = CustomJSON(name, **kw)
-        task.name = name
+        task.name = Path(name).stem
         return task
     key = ALIASES.get(name, name)
     if key not in TASKS:

@@ -62,7 +62,7 @@ def record_of(base: Path) -> dict:
 
 def test_a_run_leaves_its_figures_curves_gains_and_transcripts(base, capsys):
     main(config(base, "cipher.jsonl", "others.jsonl*2"))
-    names = [str(base / "cipher.jsonl"), str(base / "others.jsonl")]
+    names = ["cipher", "others"]
     run = base / "base/chatrl_checkpoints/d1"
     assert find_last_step(run) == 4
     log = read_metrics(run / "log.jsonl")
