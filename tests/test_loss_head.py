@@ -105,6 +105,45 @@ def test_one_loss_a_token_with_and_without_gradient():
     assert relative(ours, x.grad) < 1e-5
 
 
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.sampled_from([2, 50, 130]), st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 1.1]),
+       st.sampled_from([1, 4, 16]), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
+def test_counts_multiply_each_loss(N, V, seed, masked, block, as_on_a_gpu, wide):
+    """Of either sign, and 0; summed, one by one, with gradient and without; given in another width than the model's."""
+    x, weight, targets = case(N, 8, V, seed, torch.float64, masked)
+    counts = torch.randn(N, generator=torch.Generator().manual_seed(seed)).to(wide)
+    counts[::5] = 0
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(loss_head, "LEAVES_OUT", () if as_on_a_gpu else ("cpu",))
+        m.setitem(loss_head.BLOCK_ROWS, "cpu", block)
+        m.setitem(loss_head.GROUP_ROWS, "cpu", 2 * block)
+        expected = plain_losses(x, weight, targets, V, CAP) * counts
+        found = {}
+        for name in ("sum", "none"):
+            loss = linear_cross_entropy(x, weight, targets, vocab_size=V, cap=CAP, reduction=name, counts=counts)
+            with torch.no_grad():
+                same = linear_cross_entropy(x, weight, targets, vocab_size=V, cap=CAP, reduction=name, counts=counts)
+            wanted = expected.detach() if name == "none" else expected.detach().sum()
+            assert loss.shape == same.shape == wanted.shape
+            assert torch.allclose(loss, wanted, atol=1e-12) and torch.allclose(same, wanted, atol=1e-12)
+            found[name] = torch.autograd.grad(loss.sum() * 0.37, (x, weight))
+        plain = torch.autograd.grad(expected.sum() * 0.37, (x, weight))
+        for gradients in found.values():
+            for ours, reference in zip(gradients, plain, strict=True):
+                assert torch.allclose(ours, reference, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_of_one_change_no_bit(dtype):
+    x, weight, targets = case(300, 16, 50, 5, dtype)
+    ones = torch.ones(300, dtype=torch.float64)
+    for reduction in ("sum", "none"):
+        with_, without = ((loss.detach(), *torch.autograd.grad(loss.sum(), (x, weight))) for loss in (
+            linear_cross_entropy(x, weight, targets, vocab_size=50, cap=CAP, reduction=reduction, counts=counts)
+            for counts in (ones, None)))
+        assert all(map(torch.equal, with_, without))
+
+
 def test_without_a_target_loss_and_gradient_are_zero():  # trap: all-masked
     x, weight, targets = case(9, 4, 20, 3, torch.float32, masked=2.0)
     loss = linear_cross_entropy(x, weight, targets, vocab_size=20, cap=CAP)

@@ -26,7 +26,7 @@ from nanochat.packing import to_inputs_and_targets
 from nanochat.rl import Group, Sample, advantages, collapse, figures, pieces, problem_at, training_rows
 from nanochat.stage_config import StageConfig
 from nanochat.train import TrainState, document_loss, train
-from nanochat.train_step import global_gradient
+from nanochat.train_step import global_gradient, split_rows
 from tests.reference.rl import policy_loss, token_logprobs
 
 V, T = 40, 16
@@ -210,6 +210,22 @@ def test_a_full_context_loses_no_token():
     (batch,) = batches_of([group], rows=1)
     assert int((batch.counts != 0).sum()) == batch.tokens == 2 * (T - 3)
     assert distance(gradient([group], 1), reference([group])) < 1e-10
+
+
+def test_the_compiled_model_has_the_same_gradient():
+    """Traced as for training, `counts` included; the kernels are left to PyTorch: to make them takes most of a minute.
+    """
+    model = copy.deepcopy(fresh_model()).float()
+    model.compute_dtype = torch.float32
+    group = Group("toy", [BOS, 20], [answer([i, i + 1, END], float(i == 3)) for i in range(7)])
+    (batch,) = batches_of([group], rows=2)
+    loss_fn, found = document_loss(BOS), []
+    for run in (model, torch.compile(model, dynamic=False, backend="aot_eager")):
+        for micro in split_rows(batch, 2):
+            loss_fn(run, micro).backward()
+        found.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+    assert len(batch.inputs) >= 4 and distance(found[1], found[0]) < 1e-5
 
 
 # --------------------------------------------------------------------------- advantages, flat groups

@@ -388,14 +388,14 @@ def test_a_policy_that_guesses_learns_to_be_right():
     model = taught(guesses(), T=T)
     optimizer = model.setup_optimizers()
     optimizer.scale_lr(0.5)
-    source = rollouts(Cipher(), model, Settings(8, 16, 4, seed=1), rows=16)
+    source = rollouts(Cipher(), model, Settings(8, 16, 4, seed=2), rows=16)
     rewards, flat = [], []
 
     def on_step(state: TrainState, metrics: dict) -> None:
         rewards.append(metrics["figures"]["reward"])
         flat.append(metrics["figures"]["flat"])
 
-    assert train(model, optimizer, source, StageConfig(warmdown_ratio=0.5), TrainState(), num_iterations=160, rows=16,
+    assert train(model, optimizer, source, StageConfig(warmdown_ratio=0.5), TrainState(), num_iterations=180, rows=16,
                  loss_fn=document_loss(BOS), hooks=[], on_step=on_step) == 0
     print(f"\nreward of the first 5 steps {sum(rewards[:5]) / 5:.3f}, of the last 20 {sum(rewards[-20:]) / 20:.4f}")
     assert sum(rewards[:5]) / 5 < 0.5 and flat[0] < 0.5
