@@ -47,8 +47,8 @@ class Config:
     """The SFT model."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run each."""
-    tasks: tuple[str, ...] = ("gsm8k_new_templates", "spellingbee", "gsm8k", "calculator", "identity", "world_qa",
-                              "world_mc")
+    tasks: tuple[str, ...] = ("gsm8k_rl", "gsm8k_new_templates", "gsm8k", "spellingbee", "calculator", "identity",
+                              "world_qa", "world_mc")
     """Held-out problems, the test split of each."""
     max_problems: int = -1
     """At most so many of each (-1: all)."""

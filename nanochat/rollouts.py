@@ -62,7 +62,7 @@ class Rollouts:
     prints it once. `seconds` that this process has spent on sampling, and `tokens` of all ranks that came of it.
     """
 
-    def __init__(self, engine: Engine, task: Task, settings: Settings, *, rows: int, rollout_rows: int = 64,
+    def __init__(self, engine: Engine, task: Task, settings: Settings, *, rows: int, rollout_rows: int = 128,
                  deterministic: bool = False, on_collapse: str = "stop", state: dict[str, Any] | None = None):
         self.engine, self.task, self.settings = engine, task, settings
         self.rows, self.rollout_rows, self.deterministic = rows, rollout_rows, deterministic

@@ -57,7 +57,7 @@ class Config(RunConfig):
     """Share of the steps in which the rate falls."""
     device_batch_size: int | Literal["auto"] = 8
     """Rows of a backward pass: lower it when memory runs out, the result stays the same; auto: the most that fit."""
-    rollout_rows: int = 64
+    rollout_rows: int = 128
     """Answers written at once, on each rank: the result does not depend on it."""
     collapse: Literal["stop", "note"] = "stop"
     """When reward or variety have collapsed: stop, or say it once and go on."""
