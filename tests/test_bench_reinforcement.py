@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,10 @@ import pytest
 from nanochat.eval_result import EvalResult, paired_gain
 
 
-@pytest.fixture(scope="module")
-def bench():
-    path = Path(__file__).resolve().parents[1] / "bench/reinforcement.py"
-    spec = importlib.util.spec_from_file_location("bench_reinforcement", path)
-    module = sys.modules["bench_reinforcement"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    return importlib.import_module("reinforcement")
 
 
 def test_a_gain_over_seeds_is_the_mean_of_their_gains_problem_by_problem(bench):
