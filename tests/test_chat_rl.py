@@ -6,6 +6,7 @@ Run: python -m pytest tests/test_chat_rl.py
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def base(tmp_path, monkeypatch, policy) -> Path:
                     {"model_config": model_config_dict(policy), "config": {}}, tokenizer=byte_tokenizer())
     write_task(tmp_path / "cipher.jsonl", lambda i: [ANSWERS[i % 4]])
     write_task(tmp_path / "others.jsonl", lambda i: ["w", "x"])
+    for name in ("cipher", "others"):
+        shutil.copy(tmp_path / f"{name}.jsonl", tmp_path / f"{name}_test.jsonl")
     write_task(tmp_path / "hopeless.jsonl", lambda i: ["nobody says this"])
     return tmp_path
 
@@ -78,6 +81,7 @@ def test_a_run_leaves_its_figures_curves_gains_and_transcripts(base, capsys):
     assert set(record["curve"]) == {"step", *curves, *(f"reward {name}" for name in names)}
     exams = record["exam_curve"]
     assert exams["step"] == [0, 2, 4]
+    names = [f"{name}_test" for name in names]
     assert set(exams) == {"step", *(f"{name} pass@{k}" for name in names for k in (1, 4))}
     rows = record["gain_table"]["rows"]
     assert [row[0] for row in rows] == names and all(row[6] == 8 for row in rows)
@@ -140,6 +144,19 @@ def test_a_run_that_collapses_stops_by_name_or_goes_on(base, capsys):
     main(config(base, "hopeless.jsonl", **few, resume=True, collapse="note"))
     assert capsys.readouterr().out.count("note: step 20: no reward") == 1
     assert record_of(base)["steps"] == 22
+
+
+def test_nobody_is_examined_on_what_was_practised(base, capsys):
+    """A file has no test split of its own rows: without another beside it there is no exam, and a line says so."""
+    main(config(base, "hopeless.jsonl", num_iterations=1))
+    said = capsys.readouterr().out
+    assert said.count("note: no exam on") == 1 and "there is no hopeless_test.jsonl beside it" in said
+    assert "held out: " not in said and set(record_of(base)["exam_curve"]) == {"step"}
+    get_report().generate(base)
+    with pytest.raises(UserError, match="cipher.jsonl is in the mixture, so it is not held out"):
+        main(config(base, "cipher.jsonl*2", eval_tasks=(str(base / "cipher.jsonl"),)))
+    main(config(base, "hopeless.jsonl", num_iterations=1, overwrite=True, eval_tasks=(str(base / "cipher.jsonl"),)))
+    assert capsys.readouterr().out.count("held out: cipher: ") == 2
 
 
 def test_nothing_that_cannot_be_learned_is_begun(base):
