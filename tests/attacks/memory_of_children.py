@@ -7,17 +7,18 @@ Seen: memory
 import os
 import time
 
-PIDS = []
+FILLED = []  # a pipe of each child, on which it says that it has its memory
 for _ in range(10):
-    pid = os.fork()
-    if pid == 0:
+    reader, writer = os.pipe()
+    if os.fork() == 0:
         kept = b"x" * (60 << 20)
+        os.write(writer, b"!")
         time.sleep(300)
         os._exit(0)
-    PIDS.append(pid)
-time.sleep(0.7)
-ALIVE = [pid for pid in PIDS if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+    os.close(writer)
+    FILLED.append(reader)
+ALL = all(os.read(reader, 1) for reader in FILLED)  # however slow the machine is; nothing from a child that was killed
 
 
 def add(a, b):
-    return a + b if len(ALIVE) == 10 else None
+    return a + b if ALL else None
