@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from nanochat import configurator
@@ -31,7 +30,7 @@ from nanochat.run import TrainState, check_deterministic, curve
 from nanochat.stage_config import RunConfig
 from nanochat.task_eval import run_generative_eval
 from nanochat.train import Every, Rows, document_loss, make_optimizer, run_training
-from tasks.catalog import ITEM, parse_mixture
+from tasks.catalog import make_task, parse_mixture
 from tasks.common import Task
 
 SHOWN = 3  # problems of each task whose answers before and after stand in the report
@@ -63,7 +62,7 @@ class Config(RunConfig):
     collapse: Literal["stop", "note"] = "stop"
     """When reward or variety have collapsed: stop, or say it once and go on."""
     eval_tasks: tuple[str, ...] = ()
-    """Held-out problems (the tasks' test split; default: that of the mixture, of my.jsonl my_test.jsonl beside it)."""
+    """Tasks (their test split) or files of held-out problems (default: of the mixture; my_test.jsonl of my.jsonl)."""
     eval_examples: int = 400
     """Held-out problems a task, at most, each time."""
     eval_samples: int = 8
@@ -92,9 +91,9 @@ class Config(RunConfig):
             check_deterministic(self.device_batch_size, get_dist_info()[3])
 
 
-def graded_tasks(items: tuple[str, ...], data: str, split: str) -> list[Task]:
-    """The tasks of a mixture, each once; one that cannot grade written answers is refused by name."""
-    tasks = list({task.fingerprint(): task for task in parse_mixture(items, data, split).tasks}.values())
+def each_graded(tasks: list[Task]) -> list[Task]:
+    """Each once; one that cannot grade written answers is refused by name."""
+    tasks = list({task.fingerprint(): task for task in tasks}.values())
     for task in tasks:
         if task.eval_type != "generative":
             raise UserError(f"{task.name} has no written answers that could be graded: choose tasks such as gsm8k, "
@@ -102,27 +101,21 @@ def graded_tasks(items: tuple[str, ...], data: str, split: str) -> list[Task]:
         if why := task.obstacle():
             raise UserError(f"{task.name} cannot be graded here: {why}")
         if [t.name for t in tasks].count(task.name) > 1:
-            raise UserError(f"two different tasks of {', '.join(items)} would be called {task.name} in the log: rename "
-                            "one file, or take one part of a task")
+            raise UserError(f"two different tasks would be called {task.name} in the log: rename one file, or take one "
+                            "part of a task")
     return tasks
 
 
-def held_out_items(config: Config) -> tuple[str, ...]:
-    """What the exams ask: `eval_tasks`, else the test split of what is trained on. A file has just its rows, so of
-    `my.jsonl` it is `my_test.jsonl` beside it, if that is there; nobody is examined on what was practised."""
-    files = [ITEM.fullmatch(item.strip())["name"] for item in config.mixture if ".jsonl" in item]
-    for item in config.eval_tasks:
-        if any(Path(item).resolve() == Path(file).resolve() for file in files):
-            raise UserError(f"{item} is in the mixture, so it is not held out: name other problems in --eval_tasks")
-    items = []
-    for item in config.mixture:
-        path = Path(ITEM.fullmatch(item.strip())["name"])
-        test = path.with_name(f"{path.stem}_test.jsonl")
-        if path.suffix == ".jsonl" and not test.is_file() and not config.eval_tasks:
-            print0(f"note: no exam on {path}: there is no {test.name} beside it")
-        elif path.suffix != ".jsonl" or test.is_file():
-            items.append(str(test) if path.suffix == ".jsonl" else item)
-    return config.eval_tasks or tuple(items)
+def held_out_tasks(config: Config, practised: list[Task]) -> list[Task]:
+    """What the exams ask: `eval_tasks`, else the tests of what is practised. Nobody is examined on that itself."""
+    if config.eval_tasks:
+        tasks = [make_task(name, config.data, "test") for name in config.eval_tasks]
+    else:
+        tasks = parse_mixture(config.mixture, config.data, "test").tasks
+    for task in tasks:
+        if any(task.content == other.content for other in practised):
+            raise UserError(f"{task.name} is not held out, its rows are in the mixture: name others in --eval_tasks")
+    return each_graded(tasks)
 
 
 class Exam:
@@ -189,10 +182,9 @@ def exam_record(exams: list[dict[str, Any]], num_samples: int) -> dict[str, Any]
 def main(config: Config) -> None:
     directory, step = find_model("sft", config.from_tag, config.step)
     _, _, _, world_size, device = compute_init(config.device_type, config.seed, deterministic=config.deterministic)
-    tasks = graded_tasks(config.mixture, config.data, "train")  # all data before the model
-    task = parse_mixture(config.mixture, config.data, "train")
-    exams = held_out_items(config)
-    held_out = graded_tasks(exams, config.data, "test") if exams else []
+    task = parse_mixture(config.mixture, config.data, "train")  # all data before the model
+    tasks = each_graded(task.tasks)
+    held_out = held_out_tasks(config, tasks)
     model, tokenizer, meta = load_model("sft", device, "train", directory.name, step,
                                         resolve_dtype(config.dtype, device.type))
     print0(f"{len(task):,} problems to learn from: {', '.join(t.name for t in tasks)}")

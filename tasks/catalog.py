@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from nanochat import configurator
-from nanochat.common import UserError
+from nanochat.common import UserError, print0
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON, LessonsJSON
@@ -82,7 +82,8 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
 
     `["smoltalk:10000", "gsm8k*2", "spellingbee:5000", "arc_easy@validation"]`: the first 10 000 rows of SmolTalk, all
     of GSM8K twice, 5 000 generated words, and ARC's validation split to train on. `@split` only says where training
-    rows come from: the same items with `split="test"` are the tasks' own tests. (A .jsonl file has just its rows.)
+    rows come from: the same items with `split="test"` are the tasks' own tests. The test of my.jsonl is
+    my_test.jsonl beside it; without one it has none, and a line says so: its rows are those that were learned.
     """
     if not items:
         raise UserError("the mixture is empty: name at least one task")
@@ -95,6 +96,12 @@ def parse_mixture(items: Sequence[str], data: str = "pocket", split: str = "trai
                             "(rows from 1, times 1 to 999)")
         name, rows = found["name"], found["rows"]
         size_key = "size" if ALIASES.get(name, name) in SIZED else "stop"
+        if name.endswith(".jsonl") and split == "test":
+            beside = Path(name).with_name(f"{Path(name).stem}_test.jsonl")
+            if not beside.is_file():
+                print0(f"note: nothing is held out of {name}: there is no {beside.name} beside it")
+                continue
+            name = str(beside)
         from_split = found["split"] if found["split"] and split == "train" else split
         task = make_task(name, data, from_split, **({size_key: int(rows)} if rows else {}))
         tasks += [task] * int(found["times"] or 1)

@@ -6,7 +6,6 @@ Run: python -m pytest tests/test_chat_rl.py
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,8 @@ def base(tmp_path, monkeypatch, policy) -> Path:
     write_task(tmp_path / "cipher.jsonl", lambda i: [ANSWERS[i % 4]])
     write_task(tmp_path / "others.jsonl", lambda i: ["w", "x"])
     for name in ("cipher", "others"):
-        shutil.copy(tmp_path / f"{name}.jsonl", tmp_path / f"{name}_test.jsonl")
+        rows = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / f"{name}_test.jsonl").write_text("".join(rows[::-1]), encoding="utf-8")  # the toy knows no others
     write_task(tmp_path / "hopeless.jsonl", lambda i: ["nobody says this"])
     return tmp_path
 
@@ -150,10 +150,10 @@ def test_nobody_is_examined_on_what_was_practised(base, capsys):
     """A file has no test split of its own rows: without another beside it there is no exam, and a line says so."""
     main(config(base, "hopeless.jsonl", num_iterations=1))
     said = capsys.readouterr().out
-    assert said.count("note: no exam on") == 1 and "there is no hopeless_test.jsonl beside it" in said
+    assert said.count("note: nothing is held out of") == 1 and "there is no hopeless_test.jsonl beside it" in said
     assert "held out: " not in said and set(record_of(base)["exam_curve"]) == {"step"}
     get_report().generate(base)
-    with pytest.raises(UserError, match="cipher.jsonl is in the mixture, so it is not held out"):
+    with pytest.raises(UserError, match="cipher is not held out, its rows are in the mixture"):
         main(config(base, "cipher.jsonl*2", eval_tasks=(str(base / "cipher.jsonl"),)))
     main(config(base, "hopeless.jsonl", num_iterations=1, overwrite=True, eval_tasks=(str(base / "cipher.jsonl"),)))
     assert capsys.readouterr().out.count("held out: cipher: ") == 2

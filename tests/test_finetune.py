@@ -35,9 +35,10 @@ def write_chats(data: Path, name: str, answers: list[str]) -> None:
 
 def tuned(base: Path, data: Path, tag: str = "", **settings) -> dict:
     """What a short run leaves in the report."""
-    config = FinetuneConfig(data=str(data), mixture=("smoltalk",), model_tag=tag, num_iterations=2, device_batch_size=2,
-                            total_batch_size=4 * T, eval_every=1, compile=False, device_type="cpu", dtype="float32",
-                            **settings)
+    config = FinetuneConfig(**{
+        "data": str(data), "mixture": ("smoltalk",), "model_tag": tag, "num_iterations": 2, "device_batch_size": 2,
+        "total_batch_size": 4 * T, "eval_every": 1, "compile": False, "device_type": "cpu", "dtype": "float32",
+        **settings})
     finetune(config, stage="mid_train", source_from="base", source_to="mid")
     return json.loads((base / "report/mid_train.json").read_text(encoding="utf-8"))
 
@@ -54,6 +55,16 @@ def test_nothing_to_validate_on_is_said_before_the_first_step_and_no_reason_to_s
     write_chats(tmp_path / "data", "one_test.jsonl", ["long " * T, "short"])
     assert tuned(base, tmp_path / "data", "short")["val_bpb"] > 0
     assert "no validation" not in capsys.readouterr().out
+
+
+def test_a_file_does_not_validate_on_the_rows_that_it_trains_on(base, tmp_path, capsys):
+    write_chats(tmp_path / "data", "mine.jsonl", ["a"] * 9)
+    (path,) = tmp_path.rglob("mine.jsonl")
+    assert tuned(base, tmp_path / "data", "alone", mixture=(str(path),))["val_bpb"] is None
+    said = capsys.readouterr().out
+    assert "there is no mine_test.jsonl beside it" in said and "note: no validation in this run" in said
+    path.with_name("mine_test.jsonl").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert tuned(base, tmp_path / "data", "beside", mixture=(str(path),))["val_bpb"] > 0
 
 
 def test_nothing_to_train_on_is_refused(base, tmp_path):

@@ -633,6 +633,9 @@ def test_mixture_items(data, tmp_path):
     # what was trained on is not what validates
     test = parse_mixture(["mmlu@dev:4", "arc_easy@validation"], data, "test")
     assert [len(t) for t in test.tasks] == [4, 8]  # (there is no ARC validation file here: it was not asked for)
+    assert len(parse_mixture([f"{path}:2"], data, "test")) == 0  # nor are a file's own rows
+    write_jsonl(tmp_path / "my_test.jsonl", [[U, A]] * 5)
+    assert [len(t) for t in parse_mixture([f"{path}", "gsm8k"], data, "test").tasks][:1] == [5]
     for bad in ([], ["gsm8k:0"], ["gsm8k*0"], [""], ["gsm8k*x"], ["nothing"], ["gsm8k:00"], ["gsm8k*00"],
                 ["gsm8k*1000"], ["gsm8k*" + "9" * 5000]):  # fmt: skip
         with pytest.raises(UserError):
